@@ -1,0 +1,123 @@
+"""Policies by name: ours, the names that HAProxy and nginx users know, and third parties' by entry point.
+
+Nothing is imported before it is asked for: listing names costs no numpy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from controlplane.policy import Policy
+
+GROUP = "vickrey.policies"
+
+# name: (module:class, one line for `vickrey policy list`)
+BUILT_IN: dict[str, tuple[str, str]] = {
+    "adaptive": (
+        "adaptive:Adaptive",
+        "truthful bids, learned: each server bids the marginal cost of one more flow (default)",
+    ),
+    "lsq": ("lsq:LeastConnections", "least connections: the server with the fewest flows in flight"),
+    "sed": ("sed:ShortestExpectedDelay", "shortest expected delay: (n + 1) / weight"),
+    "gsed": ("gsed:GeneralisedShortestExpectedDelay", "(K·n + c) / weight; c = 0.5, K = number of balancers"),
+    "p2c": ("p2c:PowerOfTwo", "least connections of two servers drawn at random"),
+    "peak_ewma": ("peak_ewma:PeakEwma", "Finagle's latency-weighted load, decayed from its peaks, over all servers"),
+    "wrr": ("wrr:WeightedRoundRobin", "smooth weighted round robin"),
+    "wcmp": ("wcmp:WeightedRandom", "weighted random (WCMP; equal weights are ECMP)"),
+    "awcmp": ("awcmp:ActiveWeightedRandom", "weighted random, weights inverse to the observed load (active WCMP)"),
+    "maglev": ("maglev:Maglev", "weighted consistent hashing of the client (Maglev)"),
+    "auction": ("auction:Auction", "the classic auction: load-dependent bids with learned sensitivities"),
+}
+
+# What others call them.
+ALIASES: dict[str, str] = {
+    "roundrobin": "wrr",
+    "round_robin": "wrr",
+    "static-rr": "wrr",
+    "leastconn": "lsq",
+    "least_conn": "lsq",
+    "least_request": "p2c",
+    "random": "p2c",
+    "ecmp": "wcmp",
+    "source": "maglev",
+    "ewma": "peak_ewma",
+}
+
+# Keys of `policy:` that belong to the controller, not to the policy.
+CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing"})
+
+
+class UnknownPolicyError(ValueError):
+    """No policy of that name; the text names the nearest."""
+
+
+def canonical(name: str) -> str:
+    """Return the policy's own name for any of its names."""
+    return ALIASES.get(name, name)
+
+
+def third_party() -> dict[str, EntryPoint]:
+    """Return the policies that installed packages registered, by name. Ours cannot be replaced."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN}
+
+
+def names() -> dict[str, str]:
+    """Return every policy with its one-line description."""
+    listed = {name: text for name, (_, text) in BUILT_IN.items()}
+    listed.update({name: f"from {entry.value}" for name, entry in third_party().items()})
+    return listed
+
+
+def factory(name: str) -> Callable[..., Policy]:
+    """Return the class of a policy; raises UnknownPolicyError."""
+    name = canonical(name)
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name][0].partition(":")
+        found: Callable[..., Policy] = getattr(import_module(f"controlplane.policies.{module}"), attribute)
+        return found
+    others = third_party()
+    if name in others:
+        loaded: Callable[..., Policy] = others[name].load()
+        return loaded
+    near = difflib.get_close_matches(name, [*BUILT_IN, *ALIASES, *others], n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise UnknownPolicyError(f"unknown policy '{name}'{hint}; `vickrey policy list` shows all")
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Return the options that a policy takes."""
+    return tuple(
+        p.name
+        for p in inspect.signature(factory(name)).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
+
+
+def create(spec: str | Mapping[str, Any]) -> Policy:
+    """Make a policy from its name or from `{"name": …, option: …}`; raises ValueError naming what is wrong."""
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    name = spec.get("name")
+    if not isinstance(name, str):
+        raise UnknownPolicyError("policy: a name is needed")
+    make = factory(name)
+    arguments = {key: value for key, value in spec.items() if key not in CONTROLLER_OPTIONS}
+    known = options(name)
+    for key in arguments:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else f" (it takes: {', '.join(known) or 'none'})"
+            raise ValueError(f"policy {canonical(name)}: unknown option '{key}'{hint}")
+    try:
+        policy = make(**arguments)
+    except TypeError as error:
+        raise ValueError(f"policy {canonical(name)}: {error}") from error
+    if not callable(getattr(policy, "decide", None)):
+        raise ValueError(f"policy {canonical(name)}: it has no decide()")
+    return policy
