@@ -36,6 +36,7 @@
 #define NAME_BYTES 64
 #define ADDRESS_BYTES 112
 #define TARGET_BYTES 128
+#define TRUSTED_MAX 16
 
 enum metric { METRIC_FCT = 0, METRIC_DURATION = 1, METRICS = 2 };
 
@@ -137,6 +138,13 @@ struct server_entry {
     uint8_t  reserved[32];
 };
 
+/* A network. IPv4 is mapped: ::ffff:a.b.c.d, prefix 96 + its own. */
+struct cidr {
+    uint8_t  address[16];
+    uint32_t prefix_bits;           /* 0 … 128 */
+    uint32_t reserved;
+};
+
 /* Payload of the settings block; n_slots server entries follow. Writer: the supervisor. */
 struct settings {
     uint64_t version;               /* raised by one each publication */
@@ -150,7 +158,7 @@ struct settings {
     uint32_t retry_budget_percent;  /* of the flows lately */
     uint32_t sample_durations;      /* open flows sampled a server and tick */
     uint32_t log_targets;           /* 1: flow records carry the request target */
-    uint32_t trust_forwarded;       /* 1: clients are proxies: append to X-Forwarded-For; 0: replace */
+    uint32_t n_trusted;             /* networks in trusted: clients there are proxies, whose X-Forwarded-* is appended to */
     uint32_t accepting;             /* 0: stop accepting, close idle connections, finish the rest */
     uint64_t stale_after_ns;        /* age of the controller's last sign of life at which the fallback takes over */
     uint64_t timeout_http_request_ns;
@@ -162,6 +170,7 @@ struct settings {
     uint64_t timeout_tunnel_ns;
     uint64_t drain_deadline_ns;     /* when accepting is 0: connections still open then are closed; 0: none */
     uint8_t  reserved[64];
+    struct cidr trusted[TRUSTED_MAX];
 };
 
 enum fallback_curve { FALLBACK_LSQ = 0, FALLBACK_SED = 1, FALLBACK_GSED = 2 };
@@ -339,7 +348,7 @@ _Static_assert(sizeof(struct segment_header) == 320, "whole cache lines; a chang
 _Static_assert(sizeof(struct block) == 64, "one cache line");
 _Static_assert(sizeof(struct block_buffer) == 64, "one cache line");
 _Static_assert(sizeof(struct server_entry) == 256, "whole cache lines");
-_Static_assert(sizeof(struct settings) == 192, "whole cache lines");
+_Static_assert(sizeof(struct settings) == 576, "whole cache lines");
 _Static_assert(sizeof(struct directive) == 256, "whole cache lines");
 _Static_assert(sizeof(struct controller) == 64, "one cache line");
 _Static_assert(sizeof(struct server_word) == 64, "one cache line each: written by all workers");
