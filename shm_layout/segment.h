@@ -396,4 +396,39 @@ static inline uint64_t histogram_bucket_low(uint32_t bucket)
     return (8ULL + bucket % 8u) << (bucket / 8u + HISTOGRAM_SHIFT - 3u);
 }
 
+/* Where a row of the arrays lies, from the start of the segment. Pass the header that was copied at attach, never the shared one.
+ * Rows go by worker first, so that what one worker writes lies together. */
+static inline uint64_t segment_word_offset(const struct segment_header *h, uint32_t server)
+{
+    return h->off_words + (uint64_t)server * sizeof(struct server_word);
+}
+
+static inline uint64_t segment_worker_offset(const struct segment_header *h, uint32_t worker)
+{
+    return h->off_workers + (uint64_t)worker * sizeof(struct worker);
+}
+
+static inline uint64_t segment_stats_offset(const struct segment_header *h, uint32_t worker, uint32_t server)
+{
+    return h->off_stats + ((uint64_t)worker * h->max_servers + server) * sizeof(struct server_stats);
+}
+
+/* A reservoir's samples follow its head. */
+static inline uint64_t segment_reservoir_offset(const struct segment_header *h, uint32_t worker, uint32_t server, uint32_t metric)
+{
+    return h->off_reservoirs + (((uint64_t)worker * h->max_servers + server) * METRICS + metric) * h->reservoir_stride;
+}
+
+/* struct flow_record[ring_slots] */
+static inline uint64_t segment_ring_offset(const struct segment_header *h, uint32_t worker)
+{
+    return h->off_rings + worker * h->ring_stride;
+}
+
+/* uint32_t[journal_slots]: entry k, the slot of a server whose word was moved, lies in slot k mod journal_slots */
+static inline uint64_t segment_journal_offset(const struct segment_header *h, uint32_t worker)
+{
+    return h->off_journals + worker * h->journal_stride;
+}
+
 #endif
