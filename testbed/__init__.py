@@ -1,0 +1,1 @@
+"""Real servers, open-loop load, the peers to compare with, and the demo."""

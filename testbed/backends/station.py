@@ -1,0 +1,128 @@
+"""A queueing station: k workers of one speed behind one first-come-first-served queue of bounded length.
+
+A job of demand d (seconds of work at speed 1) holds one worker for d / speed seconds. The next job starts in the very
+callback in which the last one ended, before any coroutine runs, so the station keeps its rate when its event loop is
+busy. A job whose client leaves while it waits is dropped; once begun, work is finished, as a thread in a pool would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+
+class QueueFull(Exception):
+    """All workers are busy and the queue is at its limit."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    demand_s: float
+    arrived: float
+    done: asyncio.Future[None]
+    started: float = 0.0
+    finished: float = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        return self.started - self.arrived
+
+    @property
+    def service_s(self) -> float:
+        return self.finished - self.started
+
+
+@dataclass(slots=True)
+class Totals:
+    """Ground truth since the start or the last reset, seconds where a name ends in _s."""
+
+    served: int = 0
+    rejected: int = 0
+    abandoned: int = 0
+    demand_s: float = 0.0  # work asked for by the jobs that were served
+    service_s: float = 0.0  # time that workers spent on them, as measured
+    wait_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Station:
+    """workers, speed and limit (jobs that may wait; None: any number) may be changed at any time."""
+
+    workers: int = 1
+    speed: float = 1.0
+    limit: int | None = None
+    burns_cpu: bool = False  # a thread computes for the service time, instead of a timer that waits for it
+    busy: int = 0
+    totals: Totals = field(default_factory=Totals)
+    _queue: deque[Job] = field(default_factory=deque)
+    _pool: ThreadPoolExecutor | None = None
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def submit(self, demand_s: float) -> Job:
+        """Queue a job, or start it; its `done` is set when it has been served. QueueFull when there is no room."""
+        loop = asyncio.get_running_loop()
+        job = Job(demand_s, loop.time(), loop.create_future())
+        if self.busy < self.workers:
+            self._start(job)
+        elif self.limit is None or len(self._queue) < self.limit:
+            self._queue.append(job)
+        else:
+            self.totals.rejected += 1
+            raise QueueFull
+        return job
+
+    async def serve(self, demand_s: float) -> Job:
+        """Submit and wait; a caller that is cancelled while its job waits takes the job out of the queue."""
+        job = self.submit(demand_s)
+        try:
+            await job.done
+        except asyncio.CancelledError:
+            if not job.started:
+                self._queue.remove(job)
+            self.totals.abandoned += 1
+            raise
+        return job
+
+    def clear(self) -> None:
+        """Forget the totals and drop every job that waits."""
+        while self._queue:
+            self._queue.popleft().done.cancel()
+        self.totals = Totals()
+
+    def _start(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        self.busy += 1
+        job.started = loop.time()
+        service_s = job.demand_s / self.speed
+        if self.burns_cpu:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(thread_name_prefix="burn")
+            loop.run_in_executor(self._pool, burn, service_s).add_done_callback(lambda _: self._finish(job))
+        else:
+            loop.call_at(job.started + service_s, self._finish, job)
+
+    def _finish(self, job: Job) -> None:
+        job.finished = asyncio.get_running_loop().time()
+        self.busy -= 1
+        if not job.done.done():
+            job.done.set_result(None)
+            self.totals.served += 1
+            self.totals.demand_s += job.demand_s
+            self.totals.service_s += job.service_s
+            self.totals.wait_s += job.wait_s
+        while self._queue and self.busy < self.workers:
+            self._start(self._queue.popleft())
+
+
+def burn(seconds: float) -> None:
+    """Compute for so much CPU time of this thread; the hash lets go of the interpreter's lock."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        hashlib.pbkdf2_hmac("sha256", b"vickrey", b"testbed", 200)
