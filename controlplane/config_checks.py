@@ -1,0 +1,234 @@
+"""Checks a document against the models, then what no single key can tell: names that clash, limits that do not fit."""
+
+import resource
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from controlplane import registry
+from controlplane.config import Config, Policy, Service, Timeout
+from controlplane.config_errors import ConfigError, Path, Problem, describe, did_you_mean, locate
+from controlplane.config_values import Address, Resolver, format_duration
+from controlplane.config_yaml import Document
+
+MAXCONN_DEFAULT = 10_000
+DESCRIPTORS_RESERVED = 64  # the processes' own: segments, pipes, admin connections, logs
+DESCRIPTORS_PER_WORKER = 8
+
+Found = Iterator[tuple[Path, str]]
+
+
+def validate(document: Document, *, instance: str, strict: bool, resolve: Resolver) -> Config:
+    """Return the configuration of a document. Raises ConfigError with all that is wrong in it."""
+    cache: dict[str, str] = {}
+
+    def resolve_once(host: str) -> str:
+        if host not in cache:
+            cache[host] = resolve(host)
+        return cache[host]
+
+    context = {"resolve": resolve_once}
+    problems = list(document.problems)
+    config = None
+    try:
+        config = Config.model_validate(document.root, context=context)
+    except ValidationError as errors:
+        paths = []
+        for error in errors.errors(include_url=False):
+            path = _path(error["loc"])
+            paths.append(path)
+            if not _has_problem(problems, document, path):
+                problems.append(locate(document.file, document.positions, path, describe(error, _known_keys(path))))
+        config = _without(document.root, paths, context)
+    if config is not None:
+        found = [*_clashes(config), *_sense(config), *_policies(config, document.root)]
+        if strict:
+            found += _not_spelled_out(config, document.root)
+        if not problems and not found:
+            config, unfit = _fit_descriptors(config)
+            found += unfit
+        problems += [locate(document.file, document.positions, path, what) for path, what in found]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config if config.instance else config.model_copy(update={"instance": instance})
+
+
+def _path(loc: tuple[int | str, ...]) -> Path:
+    """Return pydantic's location without its own marks ("[key]" for a bad key of a mapping)."""
+    path = tuple(part for part in loc if part != "[key]")
+    if path[:1] == ("service",) and len(path) > 3 and path[2] == "policy" and path[3] == "options":
+        return (*path[:3], *path[4:])
+    if path[:1] == ("service",) and path[2:] == ("listen", 0):
+        return path[:3]
+    return path
+
+
+def _has_problem(problems: Iterable[Problem], document: Document, path: Path) -> bool:
+    """Return whether the reader already complained of this value (it reads as nothing then)."""
+    place = document.positions.get(path)
+    key = locate(document.file, {}, path, "").key
+    return place is not None and any(problem.key == key for problem in problems)
+
+
+def _known_keys(path: Path) -> list[str]:
+    """Return the keys that the mapping around a path may have."""
+    model: Any = Config
+    for part in path[:-1]:
+        if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
+        if field is None:  # the name of a service
+            continue
+        model = next((m for m in _models_in(field.annotation)), None)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return []
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _without(root: Any, paths: Iterable[Path], context: dict[str, Any]) -> Config | None:
+    """Return the configuration less the values at these paths, so that a bad key hides no other problem."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: copy(item) for key, item in value.items()}
+        return [copy(item) for item in value] if isinstance(value, tuple) else value
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: frozen(item) for key, item in value.items()}
+        return tuple(frozen(item) for item in value) if isinstance(value, list) else value
+
+    tree = copy(root)
+    for path in paths:
+        node = tree
+        for part in path[:-1]:
+            if isinstance(node, dict):
+                node = node.get(part)
+            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+                node = node[part]
+        if isinstance(node, dict) and path:
+            node.pop(path[-1], None)
+    try:
+        return Config.model_validate(frozen(tree), context=context)
+    except ValidationError:
+        return None
+
+
+def _clashes(config: Config) -> Found:
+    """Two of one kind where there may be one: server names and addresses in a service, listening addresses in all."""
+    listeners: list[tuple[Path, Address]] = []
+    for service_name, service in config.service.items():
+        here: Path = ("service", service_name)
+        names: dict[str, int] = {}
+        addresses: dict[tuple[int, Any], int] = {}
+        for i, server in enumerate(service.servers):
+            if (first := names.setdefault(server.name, i)) != i:
+                yield (*here, "servers", i), f"a second server called '{server.name}': servers[{first}] has that name"
+            at = (server.address.family, server.address.sockaddr)
+            if (first := addresses.setdefault(at, i)) != i:
+                yield (*here, "servers", i), f"a second server at {server.address}: servers[{first}] has that address"
+        several = len(service.listen) > 1
+        listeners += [((*here, "listen", *([i] if several else [])), a) for i, a in enumerate(service.listen)]
+    if config.admin.listen is not None:
+        listeners.append((("admin", "listen"), config.admin.listen))
+    for i, (path, address) in enumerate(listeners):
+        for other_path, other in listeners[:i]:
+            if _overlap(address, other):
+                where = ".".join(str(part) for part in other_path)
+                yield path, f"{address} is already listened on by {where}" + ("" if address == other else f" ({other})")
+                break
+    for service_name, service in config.service.items():
+        for i, server in enumerate(service.servers):
+            for listen in service.listen:
+                if not listen.is_unix and listen.sockaddr[:2] == server.address.sockaddr[:2]:
+                    yield ("service", service_name, "servers", i), f"{listen} is where this service itself listens"
+
+
+def _overlap(a: Address, b: Address) -> bool:
+    if a.family != b.family or a.is_unix:
+        return a.family == b.family and a.path == b.path
+    if a.port != b.port or a.port == 0:
+        return False
+    return a.host == b.host or any(host in ("0.0.0.0", "::") for host in (a.host, b.host))
+
+
+def _sense(config: Config) -> Found:
+    """Values that are fine alone and make no sense together."""
+    for name, service in config.service.items():
+        here: Path = ("service", name)
+        if service.stale_after < 2 * service.interval:
+            least = format_duration(2 * service.interval)
+            yield (
+                (*here, "stale_after"),
+                f"expected at least twice the interval ({least})",
+            )
+        if all(server.backup for server in service.servers):
+            yield (*here, "servers"), "every server is a backup: there is nothing that they could stand in for"
+        if all(server.weight == 0 for server in service.servers):
+            yield (*here, "servers"), "every weight is 0: no server would get a flow"
+        if service.mode == "tcp" and service.forwarded.trust:
+            yield (*here, "forwarded"), "mode 'tcp' does not read HTTP heads: there is nothing to trust"
+
+
+def _policies(config: Config, root: Any) -> Found:
+    """Options that the policy does not take, or refuses."""
+    for name, service in config.service.items():
+        here: Path = ("service", name, "policy")
+        policy = service.policy
+        try:
+            known = registry.options(policy.name)
+        except Exception as error:  # whatever a third party's module raises when it is imported
+            yield here, f"policy '{policy.name}' cannot be loaded: {type(error).__name__}: {error}"
+            continue
+        unknown = [option for option in policy.options if option not in known]
+        for option in unknown:
+            may = [*known, *(key for key in Policy.model_fields if key != "options")]
+            hint = did_you_mean(option, may) or f" (it takes: {', '.join(known) or 'none'})"
+            yield (*here, option), f"unknown option of policy '{policy.name}'{hint}"
+        if not unknown:
+            try:
+                registry.create({"name": policy.name, **policy.options})
+            except Exception as error:  # the same: their constructor, our one line
+                yield here, " ".join(str(error).split()) or type(error).__name__
+
+
+def _not_spelled_out(config: Config, root: Any) -> Found:
+    for name in config.service:
+        given = root["service"][name].get("timeout", {})
+        for key in (field.alias or name for name, field in Timeout.model_fields.items()):
+            if key not in given:
+                yield ("service", name, "timeout", key), "not given, and --strict wants every timeout spelled out"
+
+
+def descriptors_needed(service: Service, maxconn: int) -> int:
+    """Return the descriptors that a service needs at most: two for each client connection, one for each listener."""
+    return 2 * maxconn + service.workers * (DESCRIPTORS_PER_WORKER + len(service.listen)) + len(service.servers)
+
+
+def _fit_descriptors(config: Config) -> tuple[Config, list[tuple[Path, str]]]:
+    """Fill in each maxconn that was not given, and refuse those that the limit on open files cannot serve."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        limit = 1 << 30
+    given = {name: service for name, service in config.service.items() if service.maxconn}
+    free = limit - DESCRIPTORS_RESERVED - sum(descriptors_needed(s, s.maxconn) for s in config.service.values())
+    open_ended = len(config.service) - len(given)
+    share = min(MAXCONN_DEFAULT, free // (2 * open_ended)) if open_ended else 0
+    if free < 0 or (open_ended and share < 1):
+        need = limit - min(free, 0) + (2 * open_ended if free >= 0 else 0)
+        name = max(config.service, key=lambda name: config.service[name].maxconn)
+        what = f"needs about {need} descriptors, two for each connection, and the limit on open files is {limit}"
+        return config, [(("service", name, "maxconn"), f"{what} (raise `ulimit -n`, or lower maxconn)")]
+    services = {
+        name: service if service.maxconn else service.model_copy(update={"maxconn": share})
+        for name, service in config.service.items()
+    }
+    return config.model_copy(update={"service": services}), []
