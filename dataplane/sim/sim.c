@@ -1,0 +1,381 @@
+/* The simulator's event loop: flows arrive, are dispatched by the core, served, and closed.
+ *
+ * What can happen next is one of: the next candidate of the arrival process, the earliest instant of any server (kept in a
+ * tournament tree: a change at one server costs a walk of log2(servers) to the root), and the earliest of the scheduled
+ * events, the balancers' tick and the end of the run (one number, `pause_ns`). At one instant servers go first, then
+ * arrivals, then the rest.
+ *
+ * Always: a job is in exactly one place: in service, in a queue, on a link, waiting at its balancer, or free.
+ */
+#include "world.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define JOBS_IN_CHUNK 1024
+
+/* The segments' zero means never, so simulated time begins later: 1 s. */
+#define EPOCH_NS 1000000000ULL
+
+uint64_t sim_epoch_ns(void)
+{
+    return EPOCH_NS;
+}
+
+uint64_t sim_now_ns(const struct sim *sim)
+{
+    return sim->now_ns + EPOCH_NS;
+}
+
+void sim_touch(struct sim *sim, uint32_t server)
+{
+    uint32_t i = sim->leaves + server;
+    uint64_t *tree = sim->tree;
+    tree[i] = server_next_ns(&sim->servers[server]);
+    while (i > 1) {
+        uint64_t a = tree[i], b = tree[i ^ 1], least = a < b ? a : b;
+        i >>= 1;
+        if (tree[i] == least)
+            break;
+        tree[i] = least;
+    }
+}
+
+/* The server at the tree's root; the lowest slot of several. */
+static uint32_t first_server(const struct sim *sim)
+{
+    uint32_t i = 1;
+    while (i < sim->leaves) {
+        i *= 2;
+        i += sim->tree[i] != sim->tree[i / 2];
+    }
+    return i - sim->leaves;
+}
+
+static struct job *job_take(struct sim *sim)
+{
+    if (sim->free_jobs == NULL) {
+        struct job_chunk *chunk = malloc(sizeof *chunk + JOBS_IN_CHUNK * sizeof(struct job));
+        if (chunk == NULL)
+            return NULL;
+        chunk->next = sim->chunks;
+        sim->chunks = chunk;
+        for (uint32_t i = JOBS_IN_CHUNK; i-- > 0;) {
+            chunk->jobs[i].flow.server = NO_SERVER;
+            chunk->jobs[i].next = sim->free_jobs;
+            sim->free_jobs = &chunk->jobs[i];
+        }
+    }
+    struct job *j = sim->free_jobs;
+    sim->free_jobs = j->next;
+    return j;
+}
+
+/* The flow has ended; server is NO_SERVER when it never had one. */
+static void finish(struct sim *sim, struct job *j, uint32_t server, uint32_t outcome)
+{
+    if (outcome == OUTCOME_OK)
+        sim->totals.fct_sum_ns += (double)(sim->now_ns - j->arrived_ns);
+    sim->totals.closed[outcome]++;
+    if (j->number < sim->config.records_max) {
+        struct sim_record *r = &sim->config.records[j->number];
+        r->closed_ns = sim->now_ns;
+        r->server = server;
+        r->outcome = (uint8_t)outcome;
+        r->retries = (uint8_t)j->retries;
+    }
+    j->next = sim->free_jobs;
+    sim->free_jobs = j;
+}
+
+static void write_ring(struct sim *sim, const struct job *j, enum outcome outcome)
+{
+    struct flow_record r;
+    memset(&r, 0, sizeof r);
+    r.opened_ns = j->flow.opened_ns;
+    r.dispatched_ns = r.connected_ns = j->flow.assigned_ns;
+    r.closed_ns = sim->now_ns + EPOCH_NS;
+    r.first_byte_ns = outcome == OUTCOME_OK ? r.closed_ns : 0;
+    r.server_id = j->flow.server_id;
+    r.server = j->flow.server;
+    r.found = j->flow.found;
+    r.outcome = outcome;
+    r.retries = j->retries;
+    r.termination = '-';
+    balancer_record(sim->balancers[j->balancer], &r, "", 0);
+}
+
+static void release_waiting(struct sim *sim);
+
+static void close_flow(struct sim *sim, struct job *j, enum outcome outcome)
+{
+    uint32_t server = j->flow.server;
+    if (sim->config.rings != 0)
+        write_ring(sim, j, outcome);
+    flow_close(sim->balancers[j->balancer], &j->flow, sim->now_ns + EPOCH_NS, 0, 0, outcome);
+    sim->totals.in_flight--;
+    finish(sim, j, server, outcome);
+    if (sim->totals.waiting > 0)
+        release_waiting(sim);
+}
+
+/* Give a flow to servers until one takes it or its retries are spent; false: all that are up are full. */
+static bool place(struct sim *sim, struct job *j, uint32_t avoid)
+{
+    uint64_t now_ns = sim->now_ns + EPOCH_NS;
+    struct balancer *b = sim->balancers[j->balancer];
+    for (;;) {
+        double load = sim->config.load_per_ns > 0 ? j->work_ns * sim->config.load_per_ns : 1.0;
+        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid };
+        struct award award = balancer_dispatch(b, &key, now_ns);
+        if (award.server >= sim->config.n_servers) {
+            if (award.full != 0)
+                return false;
+            finish(sim, j, NO_SERVER, SIM_REFUSED);
+            return true;
+        }
+        struct server *s = &sim->servers[award.server];
+        flow_open(b, &j->flow, award.server, key.load, j->arrived_ns + EPOCH_NS, now_ns);
+        sim->totals.in_flight++;
+        if (s->delay_ns > 0) {
+            j->at_ns = sim->now_ns + s->delay_ns;
+            job_append(&s->there, j);
+            sim_touch(sim, award.server);
+            return true;
+        }
+        int refused = server_enter(s, j, sim->now_ns);
+        if (refused == 0) {
+            sim_touch(sim, award.server);
+            return true;
+        }
+        if (refused < 0) {
+            sim->error = -ENOMEM;
+            refused = OUTCOME_SERVER_ABORT;
+        }
+        if (refused != OUTCOME_CONNECT_FAILED || j->retries >= sim->config.retries) {
+            close_flow(sim, j, (enum outcome)refused);
+            return true;
+        }
+        flow_retry(b, &j->flow, now_ns, OUTCOME_CONNECT_FAILED);
+        sim->totals.in_flight--;
+        sim->totals.retries++;
+        j->retries++;
+        avoid = award.server;
+    }
+}
+
+/* A flow that no server has room for waits at its balancer, or is refused. */
+static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
+{
+    if (place(sim, j, avoid))
+        return;
+    struct waiting *w = &sim->waiting[j->balancer];
+    if (w->n >= sim->config.queue_slots) {
+        finish(sim, j, NO_SERVER, SIM_REFUSED);
+        return;
+    }
+    job_append(&w->list, j);
+    w->n++;
+    sim->totals.waiting++;
+}
+
+/* A place may have come free: the balancers' queues move on, each in its order. */
+static void release_waiting(struct sim *sim)
+{
+    if (sim->releasing)
+        return; /* a flow that fails at once closes inside place(): the loop below sees its place */
+    sim->releasing = true;
+    for (uint32_t b = 0; b < sim->config.n_balancers; b++) {
+        struct waiting *w = &sim->waiting[b];
+        while (w->list.head != NULL) {
+            struct job *j = job_pop(&w->list);
+            if (!place(sim, j, NO_SERVER)) {
+                j->next = w->list.head;
+                if (w->list.head == NULL)
+                    w->list.tail = j;
+                w->list.head = j;
+                break;
+            }
+            w->n--;
+            sim->totals.waiting--;
+        }
+    }
+    sim->releasing = false;
+}
+
+/* The flow's fate at the server is known: the balancer sees it a link's delay later. */
+static void send_back(struct sim *sim, struct job *j, struct server *s, uint32_t outcome)
+{
+    if (s->delay_ns == 0) {
+        close_flow(sim, j, (enum outcome)outcome);
+        return;
+    }
+    j->outcome = (uint16_t)outcome;
+    j->at_ns = sim->now_ns + s->delay_ns;
+    job_append(&s->back, j);
+}
+
+/* What is back at the balancer. */
+static void arrive_back(struct sim *sim, struct job *j)
+{
+    if (j->outcome != OUTCOME_CONNECT_FAILED || j->retries >= sim->config.retries) {
+        close_flow(sim, j, (enum outcome)j->outcome);
+        return;
+    }
+    uint32_t server = j->flow.server;
+    flow_retry(sim->balancers[j->balancer], &j->flow, sim->now_ns + EPOCH_NS, OUTCOME_CONNECT_FAILED);
+    sim->totals.in_flight--;
+    sim->totals.retries++;
+    j->retries++;
+    place_or_wait(sim, j, server);
+}
+
+/* One thing happens at the server whose turn it is. */
+static void serve(struct sim *sim)
+{
+    uint32_t i = first_server(sim);
+    struct server *s = &sim->servers[i];
+    if (s->delay_ns > 0 && s->back.head != NULL && s->back.head->at_ns <= sim->now_ns) {
+        struct job *j = job_pop(&s->back);
+        sim_touch(sim, i);
+        arrive_back(sim, j);
+    } else if (s->delay_ns > 0 && s->there.head != NULL && s->there.head->at_ns <= sim->now_ns) {
+        struct job *j = job_pop(&s->there);
+        int refused = server_enter(s, j, sim->now_ns);
+        if (refused != 0) {
+            if (refused < 0)
+                sim->error = -ENOMEM;
+            send_back(sim, j, s, refused < 0 ? OUTCOME_SERVER_ABORT : (uint32_t)refused);
+        }
+        sim_touch(sim, i);
+    } else {
+        struct job *j = server_complete(s, sim->now_ns);
+        if (s->delay_ns > 0)
+            send_back(sim, j, s, OUTCOME_OK);
+        sim_touch(sim, i);
+        if (s->delay_ns == 0)
+            close_flow(sim, j, OUTCOME_OK);
+    }
+}
+
+static void arrive(struct sim *sim)
+{
+    struct arrival a;
+    if (!source_take(&sim->source, &a))
+        return;
+    struct job *j = job_take(sim);
+    if (j == NULL) {
+        sim->error = -ENOMEM;
+        return;
+    }
+    j->work_ns = a.work_ns;
+    j->arrived_ns = sim->now_ns;
+    j->key = a.key;
+    j->number = sim->totals.arrivals++;
+    j->balancer = a.balancer;
+    j->retries = 0;
+    sim->totals.work_sum_ns += a.work_ns;
+    if (j->number < sim->config.records_max) {
+        sim->config.records[j->number] = (struct sim_record){ .arrival_ns = sim->now_ns, .work_ns = a.work_ns, .server = NO_SERVER,
+                                                       .balancer = (uint16_t)a.balancer, .outcome = SIM_OPEN };
+    }
+    place_or_wait(sim, j, NO_SERVER);
+}
+
+void sim_lose_flows(struct sim *sim, uint32_t server)
+{
+    struct server *s = &sim->servers[server];
+    struct job_list lost = server_crash(s, sim->now_ns);
+    sim_touch(sim, server);
+    while (lost.head != NULL)
+        send_back(sim, job_pop(&lost), s, OUTCOME_SERVER_ABORT);
+    sim_touch(sim, server);
+}
+
+static void refresh(struct sim *sim)
+{
+    for (uint32_t b = 0; b < sim->config.n_balancers; b++)
+        balancer_refresh(sim->balancers[b], sim->now_ns + EPOCH_NS);
+    if (sim->totals.waiting > 0)
+        release_waiting(sim);
+}
+
+/* Scheduled events and the balancers' tick, all that are due. */
+static void take_scheduled(struct sim *sim)
+{
+    bool published = false;
+    while (sim->next_event < sim->n_events && sim->events[sim->next_event].at_ns <= sim->now_ns)
+        published |= sim_apply(sim, sim->events[sim->next_event++]);
+    if (sim->next_tick_ns <= sim->now_ns) {
+        for (uint32_t b = 0; b < sim->config.n_balancers; b++)
+            balancer_sample(sim->balancers[b], sim->now_ns + EPOCH_NS);
+        sim->next_tick_ns += sim->config.sample_ns;
+        published = true;
+    }
+    if (published)
+        refresh(sim);
+}
+
+static bool is_finished(const struct sim *sim)
+{
+    return sim->source.next_ns == NEVER && sim->totals.in_flight == 0 && sim->totals.waiting == 0;
+}
+
+int sim_run(struct sim *sim, uint64_t until_ns)
+{
+    if (sim->error != 0)
+        return sim->error;
+    refresh(sim);
+    while (sim->error == 0) {
+        uint64_t pause_ns = sim->next_tick_ns;
+        if (sim->next_event < sim->n_events && sim->events[sim->next_event].at_ns < pause_ns)
+            pause_ns = sim->events[sim->next_event].at_ns;
+        if (pause_ns > until_ns)
+            pause_ns = until_ns;
+        for (;;) {
+            uint64_t server_ns = sim->tree[1], arrival_ns = sim->source.next_ns;
+            uint64_t t = server_ns <= arrival_ns ? server_ns : arrival_ns;
+            if (t > pause_ns || t == NEVER)
+                break;
+            sim->now_ns = t;
+            if (server_ns <= arrival_ns)
+                serve(sim);
+            else
+                arrive(sim);
+        }
+        if (sim->error != 0)
+            return sim->error;
+        if (is_finished(sim) && sim->next_event >= sim->n_events)
+            return 1;
+        bool quiet = sim->tree[1] == NEVER && sim->source.next_ns == NEVER && sim->next_event >= sim->n_events;
+        if (until_ns == NEVER && quiet)
+            return -EDEADLK; /* flows are left that nothing can move any more */
+        sim->now_ns = pause_ns;
+        take_scheduled(sim);
+        if (pause_ns >= until_ns && sim->tree[1] > until_ns && sim->source.next_ns > until_ns)
+            return is_finished(sim) && sim->next_event >= sim->n_events;
+    }
+    return sim->error;
+}
+
+void sim_totals(const struct sim *sim, struct sim_totals *out)
+{
+    *out = sim->totals;
+    out->now_ns = sim->now_ns;
+    out->recorded = sim->totals.arrivals < sim->config.records_max ? sim->totals.arrivals : sim->config.records_max;
+    out->finished = is_finished(sim);
+}
+
+void sim_servers(const struct sim *sim, struct sim_server_state *out)
+{
+    for (uint32_t i = 0; i < sim->config.n_servers; i++) {
+        /* On a copy: looking on must not change the rounding of what follows. */
+        struct server s = sim->servers[i];
+        server_advance(&s, sim->now_ns);
+        out[i] = (struct sim_server_state){
+            .in_server = s.in_server, .busy = s.in_server < s.workers ? s.in_server : s.workers, .alive = s.alive,
+            .workers = s.workers, .speed = s.speed, .busy_ns = s.busy_ns, .capacity_ns = s.capacity_ns,
+            .completed = s.completed, .overflowed = s.overflowed, .lost = s.lost, .refused = s.refused,
+        };
+    }
+}
