@@ -1,7 +1,7 @@
 /* How the shared segment is made, attached, published to and read: the only functions that touch its sequence locks.
  *
  * Functions that can fail return 0 (or a size) and a negative number: -errno, or minus an enum segment_error.
- * None prints or exits. Python calls these through cffi; the data plane links them.
+ * None prints or exits. Pointers lie on 8 bytes. Python calls these through cffi; the data plane links them.
  */
 #ifndef VICKREY_ACCESS_H
 #define VICKREY_ACCESS_H

@@ -1,10 +1,11 @@
-"""Builds shm_layout._segment, the cffi face of segment.h and access.h (API mode: the compiler checks every declaration).
+"""Builds shm_layout._segment, the cffi face of segment.h and access.h (API mode: the compiler checks it all).
 
 `python -m shm_layout.build_ffi` builds in place and does nothing when nothing changed; setup.py names `ffibuilder`;
 `python -m shm_layout.build_ffi --define` prints the compiler flag that access.c needs.
 The other binding (dataplane) takes cdef_source() and layout_define() from here: there is one layout and one hash.
 """
 
+import fcntl
 import hashlib
 import re
 import subprocess
@@ -17,7 +18,8 @@ from cffi import FFI
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 HEADERS = (FOLDER / "segment.h", FOLDER / "access.h")
-SOURCES = tuple(FOLDER / name for name in ("access.c", "blocks.c", "check.c", "crc.c"))
+INTERNAL = tuple(FOLDER / name for name in ("words.h", "layout.h", "crc.h"))
+SOURCES = tuple(FOLDER / name for name in ("access.c", "blocks.c", "rows.c", "check.c", "crc.c"))
 # -Wno-*: what cffi itself generates is not clean of these.
 COMPILE_FLAGS = ("-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
@@ -63,7 +65,7 @@ def make_ffi() -> FFI:
         "shm_layout._segment",
         '#include "shm_layout/access.h"\n',
         sources=[str(path.relative_to(ROOT)) for path in SOURCES],
-        depends=[str(path.relative_to(ROOT)) for path in (*HEADERS, FOLDER / "words.h", FOLDER / "crc.h")],
+        depends=[str(path.relative_to(ROOT)) for path in (*HEADERS, *INTERNAL)],
         include_dirs=["."],
         extra_compile_args=[*COMPILE_FLAGS, layout_define()],
     )
@@ -86,16 +88,18 @@ def build(verbose: bool = False) -> bool:
     """Build the module beside this file unless it is up to date; return whether it was built."""
     stamp = ROOT / "build" / "shm_layout.stamp"
     target = FOLDER / f"_segment{sysconfig.get_config_var('EXT_SUFFIX')}"
-    wanted = fingerprint()
-    if target.exists() and stamp.exists() and stamp.read_text() == wanted:
-        return False
-    # In a process of its own: paths are relative to the root, and a build changes its process's folder and arguments.
-    command = [sys.executable, "-c", f"from shm_layout.build_ffi import ffibuilder; ffibuilder.compile({verbose=})"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=not verbose, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"shm_layout._segment does not build:\n{done.stdout or ''}{done.stderr or ''}")
     stamp.parent.mkdir(exist_ok=True)
-    stamp.write_text(wanted)
+    with open(stamp.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time
+        wanted = fingerprint()
+        if target.exists() and stamp.exists() and stamp.read_text() == wanted:
+            return False
+        # In its own process: paths are relative to the root, and a build changes folder and arguments.
+        command = [sys.executable, "-c", f"from shm_layout.build_ffi import ffibuilder; ffibuilder.compile({verbose=})"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=not verbose, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"shm_layout._segment does not build:\n{done.stdout or ''}{done.stderr or ''}")
+        stamp.write_text(wanted)
     return True
 
 

@@ -10,6 +10,9 @@
 
 #include <stdint.h>
 
+/* A word of any struct: may alias its fields. */
+typedef uint64_t __attribute__((may_alias)) any_word;
+
 static inline uint64_t word_load(const uint64_t *p)
 {
     return __atomic_load_n(p, __ATOMIC_RELAXED);
@@ -30,18 +33,23 @@ static inline void word_release(uint64_t *p, uint64_t value)
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
-/* Copy words out of shared memory: out[i] is whole; together they are consistent only under a sequence lock. */
-static inline void words_acquire(uint64_t *out, const uint64_t *shared, uint64_t n)
+/* Copy bytes (a multiple of 8) out of shared memory, on 8 bytes both. Each word is whole; together they are consistent only
+ * under a sequence lock. */
+static inline void words_acquire(void *out, const void *shared, uint64_t bytes)
 {
-    for (uint64_t i = 0; i < n; i++)
-        out[i] = word_acquire(shared + i);
+    any_word *to = out;
+    const any_word *from = shared;
+    for (uint64_t i = 0; i < bytes / 8u; i++)
+        to[i] = __atomic_load_n(from + i, __ATOMIC_ACQUIRE);
 }
 
-/* Copy words into shared memory, none of them visible before what was stored earlier. */
-static inline void words_release(uint64_t *shared, const uint64_t *in, uint64_t n)
+/* Copy bytes (a multiple of 8) into shared memory, none of them visible before what was stored earlier. */
+static inline void words_release(void *shared, const void *in, uint64_t bytes)
 {
-    for (uint64_t i = 0; i < n; i++)
-        word_release(shared + i, in[i]);
+    any_word *to = shared;
+    const any_word *from = in;
+    for (uint64_t i = 0; i < bytes / 8u; i++)
+        __atomic_store_n(to + i, from[i], __ATOMIC_RELEASE);
 }
 
 /* Sequence lock, writer's side: the next odd number, also when a killed writer left it odd; then the next even one. */

@@ -1,9 +1,9 @@
 """Build small C test programs, with sanitizers or without, once per content.
 
-`build_c("torn", ["tests/shm_layout/torn.c", "shm_layout/access.c"], ["-fsanitize=thread"])` returns the path of the
-program. It lies in build/tests; its name carries a hash of every file that was read, the flags and the compiler, so that
-a second call with nothing changed compiles nothing. Paths are relative to the repository's root. A program that does
-not compile raises BuildError with the compiler's own text.
+`build_c("torn", ["tests/shm_layout/torn.c", *SEGMENT_SOURCES], TSAN)` returns the path of the program. It lies in
+build/tests; its name carries a hash of every file that was read, the flags and the compiler, so that a second call with
+nothing changed compiles nothing. Paths are relative to the repository's root. A program that does not compile raises
+BuildError with the compiler's own text.
 """
 
 import hashlib
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from shm_layout.build_ffi import SOURCES as SEGMENT_SOURCES
 from shm_layout.build_ffi import layout_define
+
+__all__ = ["ASAN_UBSAN", "SEGMENT_SOURCES", "TSAN", "BuildError", "build_c", "has_compiler", "run_c"]
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "tests"
