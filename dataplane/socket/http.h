@@ -15,6 +15,9 @@
 #define HTTP_FIELDS_MAX 100             /* more: 431 */
 #define HTTP_HEAD_MAX 16384             /* bytes of a whole head, start line included; more: 431 */
 #define HTTP_TARGET_MAX 8192            /* more: 414 */
+#define HTTP_METHOD_MAX 32              /* more: 501 */
+#define HTTP_HOST_MAX 262               /* a DNS name, a colon and a port; more: 400 */
+#define HTTP_WRITE_EXTRA 1024           /* what a head that is written anew may be longer than the received one */
 
 struct span {
     const char *at;
@@ -29,12 +32,18 @@ enum http_method {
 enum field_kind {
     FIELD_PASS = 0,                     /* forwarded as it is */
     FIELD_DROP,                         /* hop-by-hop, or named by Connection, or ours to write */
-    FIELD_HOST, FIELD_CONTENT_LENGTH, FIELD_FORWARDED_FOR, FIELD_VIA
+    FIELD_HOST,
+    FIELD_CONTENT_LENGTH,               /* responses to HEAD and 304: announced, though no body follows; else FIELD_DROP */
+    FIELD_FORWARDED_FOR,                /* X-Forwarded-For; kept from trusted clients only, as is the next */
+    FIELD_FORWARDED,                    /* Forwarded, X-Real-IP, the other X-Forwarded-* */
+    FIELD_VIA,                          /* forwarded; ours is added after it */
+    FIELD_MAX_FORWARDS                  /* OPTIONS and TRACE: forwarded as one less */
 };
 
 struct field {
     struct span name, value;            /* value without surrounding blanks */
     uint8_t     kind;                   /* enum field_kind */
+    bool        plain;                  /* the line stands in the head exactly as it would be written: "name: value\r\n" */
 };
 
 enum framing { FRAME_NONE = 0, FRAME_LENGTH, FRAME_CHUNKED, FRAME_CLOSE /* responses only: until the connection closes */ };
@@ -45,12 +54,13 @@ struct http_head {
     uint8_t     minor;                  /* HTTP/1.minor, 0 or 1 (a higher minor is taken as 1) */
     uint16_t    status;                 /* responses */
     struct span method_name;            /* requests */
-    struct span target;                 /* requests: as received, absolute-form reduced to origin-form (authority -> host) */
+    struct span target;                 /* requests: as received, absolute-form reduced to origin-form (authority -> host).
+                                           Of "http://host?query" it is "?query": the writer puts the slash */
     struct span reason;                 /* responses */
     struct span host;                   /* requests: Host, or the authority of an absolute-form target */
     /* framing of the body that follows */
     uint8_t     framing;                /* enum framing */
-    uint64_t    length;                 /* FRAME_LENGTH */
+    uint64_t    length;                 /* FRAME_LENGTH; or what a bodiless response announces */
     /* connection */
     bool        keep_alive;             /* the peer may reuse the connection after this message */
     bool        expect_continue;
@@ -65,7 +75,8 @@ struct http_head {
 
 /* Parse one head from the n bytes at buf. Leading empty lines (CRLF, at most 4 bytes' worth) before a request are skipped
  * and counted in head_bytes.
- * > 0: bytes of the head; 0: not yet whole (give more bytes); < 0: minus the status to answer (400, 414, 431, 501, 505). */
+ * > 0: bytes of the head; 0: not yet whole (give more bytes; more can only matter when an LF came); < 0: minus the status to
+ * answer (400, 414, 417, 431, 501, 505; 200: an OPTIONS that may go no further, RFC 9110, 7.6.2). */
 int http_parse_request(const char *buf, size_t n, struct http_head *head);
 
 /* The same for a response to a request of this method. 1xx are heads of their own (framing NONE).
@@ -77,11 +88,12 @@ struct forward {
     struct span client;                 /* client address as text, for X-Forwarded-For */
     bool        append;                 /* the client is a trusted proxy: append to its X-Forwarded-*; else replace them */
     bool        https;                  /* X-Forwarded-Proto; false: http */
+    struct span default_host;           /* Host when an HTTP/1.0 client sent none: the server's address, say; may be empty */
 };
 
 /* Write the request head anew, as it goes to the server: HTTP/1.1, hop-by-hop fields dropped, Via and X-Forwarded-* added,
  * framing written from head->framing and ->length (so it cannot disagree), Upgrade only for websocket.
- * Returns bytes written, or 0 when room is too small. HTTP_HEAD_MAX + 1024 bytes of room are always enough. */
+ * Returns bytes written, or 0 when room is too small. head->head_bytes + HTTP_WRITE_EXTRA bytes of room are enough. */
 size_t http_write_request(const struct http_head *head, const struct forward *forward, char *out, size_t room);
 
 /* Write the response head anew, as it goes to the client. keep_alive: whether the client's connection stays open;
@@ -98,13 +110,19 @@ size_t http_write_error(unsigned status, bool keep_alive, bool head_only, unsign
 bool http_websocket_agrees(struct span key, struct span accept);
 
 /* Incremental reader of a chunked body. Extensions are dropped, trailer fields checked as a head's are and dropped
- * unless the caller asks for them. */
+ * unless the caller asks for them: when last turns true and done is false, trailer fields follow, and a caller that wants them
+ * sets trailer and trailer_room before the next call. What is kept stands there at the end as field lines, CRLF included,
+ * to be sent between "0\r\n" and "\r\n"; a field that may not be a trailer, or for which there is no room, is left out. */
 struct chunked {
     uint64_t left;                      /* data bytes of the current chunk still to come */
     uint32_t state;                     /* private */
     uint32_t line_bytes;                /* bytes of the current line: bounds extensions */
-    uint32_t trailer_bytes;
+    uint32_t trailer_bytes;             /* of the trailer section so far: bounds it */
     bool     done;                      /* the last chunk and the trailer section were read */
+    bool     last;                      /* the last chunk was read, not yet the trailer section */
+    char    *trailer;                   /* the caller's, or NULL */
+    uint32_t trailer_room, trailer_n;   /* bytes it holds; bytes kept */
+    uint32_t line_at;                   /* private */
 };
 
 void chunked_begin(struct chunked *c);
