@@ -81,6 +81,7 @@ def _server_address(value: object, info: ValidationInfo) -> Address:
 _text = PlainSerializer(str, return_type=str)
 ListenAddress = Annotated[Address, PlainValidator(_listen), _text]
 ServerAddress = Annotated[Address, PlainValidator(_server_address), _text]
+TrustedNetwork = Annotated[Network, PlainValidator(parse_network), _text]
 Name = Annotated[str, PlainValidator(parse_name)]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from controlplane import registry
 from controlplane.config import Config, Policy, Service, Timeout
@@ -39,7 +40,8 @@ def validate(document: Document, *, instance: str, strict: bool, resolve: Resolv
             path = _path(error["loc"])
             paths.append(path)
             if not _has_problem(problems, document, path):
-                problems.append(locate(document.file, document.positions, path, describe(error, _known_keys(path))))
+                what = _unknown_key(path) if error["type"] == "extra_forbidden" else describe(error)
+                problems.append(locate(document.file, document.positions, path, what))
         config = _without(document.root, paths, context)
     if config is not None:
         found = [*_clashes(config), *_sense(config), *_policies(config, document.root)]
@@ -71,19 +73,41 @@ def _has_problem(problems: Iterable[Problem], document: Document, path: Path) ->
     return place is not None and any(problem.key == key for problem in problems)
 
 
-def _known_keys(path: Path) -> list[str]:
-    """Return the keys that the mapping around a path may have."""
-    model: Any = Config
-    for part in path[:-1]:
-        if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
-        if field is None:  # the name of a service
-            continue
-        model = next((m for m in _models_in(field.annotation)), None)
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return []
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _unknown_key(path: Path) -> str:
+    """Return what to say of a key that the mapping around it does not have: the nearest it has, or where it belongs."""
+    model = _model_at(path[:-1])
+    own = _fields(model) if model else {}
+    near = did_you_mean(path[-1], own)
+    if near or not model:
+        return "unknown key" + near
+    within = {
+        key: outer for outer, field in own.items() for inner in _models_in(field.annotation) for key in _fields(inner)
+    }
+    near = did_you_mean(path[-1], within)
+    place = next((outer for key, outer in within.items() if f"'{key}'" in near), "")
+    return "unknown key" + near + (f", a key of {place}" if place else "")
+
+
+def _model_at(path: Path) -> type[BaseModel] | None:
+    """Return the model of the mapping at a path."""
+    model: type[BaseModel] = Config
+    parts = list(path)
+    if parts[:1] == ["service"]:
+        if len(parts) < 2:
+            return None
+        model, parts = Service, parts[2:]
+    for part in parts:
+        if isinstance(part, str):
+            inner = [m for key, f in _fields(model).items() if key == part for m in _models_in(f.annotation)]
+            if not inner:
+                return None
+            model = inner[0]
+    return model
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a model by the keys of the file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -203,7 +227,7 @@ def _policies(config: Config, root: Any) -> Found:
 def _not_spelled_out(config: Config, root: Any) -> Found:
     for name in config.service:
         given = root["service"][name].get("timeout", {})
-        for key in (field.alias or name for name, field in Timeout.model_fields.items()):
+        for key in _fields(Timeout):
             if key not in given:
                 yield ("service", name, "timeout", key), "not given, and --strict wants every timeout spelled out"
 

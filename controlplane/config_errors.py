@@ -93,11 +93,9 @@ _EXPECTED = {
 }
 
 
-def describe(error: Mapping[str, Any], known_keys: Iterable[str]) -> str:
-    """Return the text for one of pydantic's errors. known_keys: of the mapping that the error is in."""
+def describe(error: Mapping[str, Any]) -> str:
+    """Return the text for one of pydantic's errors."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    if kind == "extra_forbidden":
-        return "unknown key" + did_you_mean(error["loc"][-1], known_keys)
     if kind == "missing":
         return "this key is missing"
     if kind == "value_error":

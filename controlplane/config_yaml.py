@@ -1,7 +1,7 @@
 """Reads YAML 1.2 into plain values, and remembers where each key stood.
 
 ruamel.yaml scans and composes; the values are built here from its nodes, because it stops at the first duplicate
-key, and because what aliases expand to must be bounded: nine lines of aliases of aliases make a thousand million values.
+key, and because what aliases expand to must be bounded: nine lines of aliases of aliases make a billion values.
 """
 
 import io
@@ -20,6 +20,11 @@ DEPTH_MAX = 32
 VALUES_MAX = 200_000  # aliases expanded
 
 _TAG = "tag:yaml.org,2002:"
+
+
+def _tag(node: Node) -> str:
+    """Return the name of a node's tag: "str", "int", …; a foreign one whole."""
+    return str(node.tag).removeprefix(_TAG)
 
 
 class Document:
@@ -58,35 +63,40 @@ class Document:
     def _mapping(self, node: MappingNode, path: Path, within: tuple[int, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
-        merged: list[Node] = []
+        for source in reversed(self._merged(node, path)):  # first, so that own keys and their positions stand above
+            values.update(self.build(source, path, within) or {})
         for key, value in node.value:
-            if not isinstance(key, ScalarNode) or str(key.tag) == _TAG + "null":
+            if _tag(key) == "merge":
+                continue
+            if not isinstance(key, ScalarNode) or _tag(key) == "null":
                 self._problem(key, path, "expected a key that is plain text")
                 continue
-            if str(key.tag) == _TAG + "merge":
-                merged += value.value if isinstance(value, SequenceNode) else [value]
-                continue
             name: str = key.value
+            place = key.start_mark.line + 1, key.start_mark.column + 1
             if name in lines:
                 what = f"duplicate key, first given in line {lines[name]}"
-                place = key.start_mark.line + 1, key.start_mark.column + 1
                 self.problems.append(Problem(self.file, *place, key_text((*path, name)), what))
                 continue
-            lines[name] = key.start_mark.line + 1
-            self.positions[(*path, name)] = (lines[name], key.start_mark.column + 1)
+            lines[name] = place[0]
+            self.positions[(*path, name)] = place
             values[name] = self.build(value, (*path, name), within)
-        for source in merged:
-            if isinstance(source, MappingNode):
-                own = {key: self.positions[key] for key in self.positions if key[: len(path)] == path}
-                inherited = self.build(source, path, within)
-                self.positions.update(own)
-                values = {**inherited, **values}
-            else:
-                self._problem(source, path, "expected a mapping, or a list of them, after <<")
         return values
 
+    def _merged(self, node: MappingNode, path: Path) -> list[MappingNode]:
+        """Return what `<<` takes in: a mapping, or a list of them of which the first has precedence."""
+        sources: list[MappingNode] = []
+        for key, value in node.value:
+            if _tag(key) != "merge":
+                continue
+            for source in value.value if isinstance(value, SequenceNode) else [value]:
+                if isinstance(source, MappingNode):
+                    sources.append(source)
+                else:
+                    self._problem(source, path, "expected a mapping, or a list of them, after <<")
+        return sources
+
     def _scalar(self, node: Node, path: Path) -> Any:
-        tag, text = str(node.tag).removeprefix(_TAG), str(node.value)
+        tag, text = _tag(node), str(node.value)
         try:
             match tag:
                 case "str" | "timestamp" | "value" | "merge":
