@@ -1,7 +1,8 @@
 """What no balancer can beat by much: one central queue, served by the fastest free worker, on the same arrivals.
 
-No flow is bound to a server before a worker is free for it, and nothing is lost on the way. To compare like with like it is
-given what the real run had: the arrivals and demands, the backends' measured lateness, and the path's measured overhead.
+No flow is bound to a server before a worker is free for it, and nothing is lost on the way. To compare like with like
+it is given what the real run had: the arrivals and demands, the backends' measured lateness, and the path's measured
+overhead.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ def central_queue(
     late_s: Sequence[float] | None = None,
     path_s: float | Floats = 0.0,
 ) -> Floats:
-    """Flow completion times. late_s: what a service of each server takes above demand / speed; path_s: added to each."""
+    """Flow completion times. late_s: what a service takes above demand / speed, by server; path_s: added to each."""
     counts = [workers] * len(speeds) if isinstance(workers, int) else workers
     late = late_s if late_s is not None else [0.0] * len(speeds)
-    free = [(-speed, server) for server, (speed, count) in enumerate(zip(speeds, counts, strict=True)) for _ in range(count)]
+    free = [
+        (-speed, server) for server, (speed, count) in enumerate(zip(speeds, counts, strict=True)) for _ in range(count)
+    ]
     heapq.heapify(free)
     busy: list[tuple[float, int]] = []  # (when free, server)
     done = np.empty(len(arrival_s))

@@ -1,0 +1,1 @@
+"""The balancers side by side in a comparison, each configured as its own users would call good."""

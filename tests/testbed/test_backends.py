@@ -1,0 +1,250 @@
+"""What comparisons take for granted: a backend is k workers of a known speed, one queue, first come first served."""
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from testbed import clock
+from testbed.backends.backend import Backend, Spec
+from testbed.backends.faults import parse_fault
+from testbed.farm import Farm
+
+
+def with_backend(spec: Spec, test: Callable[[Backend, aiohttp.ClientSession, str], Coroutine[Any, Any, None]]) -> None:
+    async def body() -> None:
+        backend = Backend(spec)
+        await backend.start()
+        connector = aiohttp.TCPConnector(limit=0)
+        try:
+            async with aiohttp.ClientSession(connector=connector) as session:
+                await test(backend, session, f"http://127.0.0.1:{backend.port}")
+        finally:
+            await backend.stop()
+
+    clock.run(body())
+
+
+async def get(session: aiohttp.ClientSession, url: str) -> aiohttp.ClientResponse:
+    async with session.get(url) as answer:
+        await answer.read()
+        return answer
+
+
+async def set_fault(session: aiohttp.ClientSession, backend: Backend, **fault: Any) -> None:
+    async with session.post(f"http://127.0.0.1:{backend.control_port}/fault", json=fault) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+def test_service_time_is_demand_over_speed():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        services = [float((await get(session, f"{url}/?d=40")).headers["X-Service-Ms"]) for _ in range(5)]
+        assert min(services) >= 20.0 - 0.01
+        assert sorted(services)[2] < 25.0
+
+    with_backend(Spec(speed=2.0), body)
+
+
+def test_k_requests_are_served_at_once_and_the_next_waits():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        answers = await asyncio.gather(*(get(session, f"{url}/?d=100") for _ in range(4)))
+        waits = sorted(float(answer.headers["X-Wait-Ms"]) for answer in answers)
+        assert all(wait < 1 for wait in waits[:3])
+        assert 50 < waits[3] < 150
+
+    with_backend(Spec(workers=3), body)
+
+
+def test_the_queue_is_first_come_first_served():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        order: list[int] = []
+
+        async def one(i: int) -> None:
+            await get(session, f"{url}/?d={60 if i == 0 else 5}")
+            order.append(i)
+
+        tasks = []
+        for i in range(6):
+            tasks.append(asyncio.create_task(one(i)))
+            await asyncio.sleep(0.008)
+        await asyncio.gather(*tasks)
+        assert order == list(range(6))
+
+    with_backend(Spec(), body)
+
+
+def test_a_full_queue_is_answered_503_at_once():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        statuses = [a.status for a in await asyncio.gather(*(get(session, f"{url}/?d=150") for _ in range(5)))]
+        assert sorted(statuses) == [200, 200, 200, 503, 503]
+        assert backend.station.totals.rejected == 2
+
+    with_backend(Spec(limit=2), body)
+
+
+def test_a_waiting_request_whose_client_leaves_is_dropped():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        first = asyncio.create_task(get(session, f"{url}/?d=300"))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(get(session, f"{url}/?d=300"))
+        await asyncio.sleep(0.05)
+        assert (backend.station.busy, backend.station.queued) == (1, 1)
+        second.cancel()
+        await asyncio.sleep(0.05)
+        assert (backend.station.busy, backend.station.queued) == (1, 0)
+        await first
+        assert backend.station.totals.abandoned == 1
+
+    with_backend(Spec(), body)
+
+
+def test_stats_add_up():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await asyncio.gather(*(get(session, f"{url}/?d=10") for _ in range(6)))
+        async with session.get(f"{url}/stats") as answer:
+            stats = await answer.json()
+        assert (stats["busy"], stats["queued"], stats["served"]) == (0, 0, 6)
+        assert stats["demand_ms"] == pytest.approx(60)
+        assert stats["service_ms"] >= 60
+        assert stats["wait_ms"] >= 4 * 10
+
+    with_backend(Spec(workers=2), body)
+
+
+def test_the_body_is_as_long_as_asked_and_nonsense_is_refused():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        async with session.get(f"{url}/?size=100000") as answer:
+            assert len(await answer.read()) == 100_000
+        for query in ("d=nan", "d=-1", "d=x", "size=-1", "size=99999999999"):
+            assert (await get(session, f"{url}/?{query}")).status == 400, query
+        async with session.post(f"{url}/", data=b"y" * 300_000) as answer:
+            assert answer.status == 200
+
+    with_backend(Spec(), body)
+
+
+def test_without_a_demand_the_configured_distribution_is_drawn():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        services = {(await get(session, url)).headers["X-Service-Ms"] for _ in range(4)}
+        assert len(services) == 4
+
+    with_backend(Spec(demand="exponential:3"), body)
+
+
+def test_burning_cpu_takes_the_service_time():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        before = time.process_time()
+        await get(session, f"{url}/?d=60")
+        assert time.process_time() - before >= 0.06
+
+    with_backend(Spec(cpu=True), body)
+
+
+def test_slow_divides_the_speed_until_it_ends():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await set_fault(session, backend, kind="slow", factor=4, seconds=0.2)
+        assert float((await get(session, f"{url}/?d=10")).headers["X-Service-Ms"]) >= 40 - 0.01
+        await asyncio.sleep(0.25)
+        assert float((await get(session, f"{url}/?d=10")).headers["X-Service-Ms"]) < 40
+
+    with_backend(Spec(), body)
+
+
+def test_hang_answers_only_after_the_fault():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await set_fault(session, backend, kind="hang")
+        pending = [asyncio.create_task(get(session, f"{url}{path}")) for path in ("/", "/health")]
+        await asyncio.sleep(0.15)
+        assert not any(task.done() for task in pending)
+        await set_fault(session, backend, kind="none")
+        assert [answer.status for answer in await asyncio.gather(*pending)] == [200, 200]
+
+    with_backend(Spec(), body)
+
+
+def test_refuse_closes_the_port_and_the_end_opens_it_again():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await get(session, url)
+        await set_fault(session, backend, kind="refuse", drop=True)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await get(session, url)
+        await set_fault(session, backend, kind="none")
+        assert (await get(session, url)).status == 200
+
+    with_backend(Spec(), body)
+
+
+def test_error_close_and_close_mid_body():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await set_fault(session, backend, kind="500", status=502, health=True)
+        assert (await get(session, url)).status == 502
+        assert (await get(session, f"{url}/health")).status == 503
+        await set_fault(session, backend, kind="close")
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await get(session, url)
+        await set_fault(session, backend, kind="close-mid-body")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await get(session, f"{url}/?size=1000")
+
+    with_backend(Spec(), body)
+
+
+def test_a_share_of_the_requests_is_struck():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await set_fault(session, backend, kind="500", share=0.5)
+        statuses = [(await get(session, url)).status for _ in range(60)]
+        assert 10 < statuses.count(500) < 50
+
+    with_backend(Spec(), body)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ({"kind": "fire"}, "unknown kind 'fire'"),
+        ({"kind": "slow", "facter": 2}, "unknown key 'facter'"),
+        ({"kind": "slow", "factor": 0}, "factor must be between"),
+        ({"kind": "slow", "factor": "2"}, "factor must be a number"),
+        ({"kind": "500", "status": 200}, "status must be between"),
+        ([], "a fault is a JSON object"),
+    ],
+)
+def test_a_nonsensical_fault_is_refused(fault: object, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        parse_fault(fault)
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Farm]:
+    with Farm.of_speeds([1, 2], processes=2) as running:
+        yield running
+
+
+def test_a_farm_kills_and_revives_a_backend_on_its_port(farm: Farm):
+    address = farm.addresses[0]
+    farm.kill("s1")
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://{address}/health", timeout=5)
+    with urllib.request.urlopen(f"http://{farm.addresses[1]}/health", timeout=5) as answer:
+        assert answer.status == 200
+    farm.revive("s1")
+    assert farm.addresses[0] == address
+    with urllib.request.urlopen(f"http://{address}/health", timeout=5) as answer:
+        assert answer.headers["X-Server"] == "s1"
+
+
+def test_a_farm_sets_and_resets_faults(farm: Farm):
+    farm.fault("s2", kind="slow", factor=2)
+    assert [stats["speed"] for stats in farm.stats()] == [1.0, 1.0]
+    farm.reset()
+    assert [stats["speed"] for stats in farm.stats()] == [1.0, 2.0]
+    assert farm.await_idle(1)
+    request = urllib.request.Request(f"http://{farm.addresses[0]}/fault", json.dumps({"kind": "x"}).encode())
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=5)
