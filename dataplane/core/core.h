@@ -11,6 +11,7 @@
 #include "../../shm_layout/segment.h"
 #include <stdbool.h>
 
+/* cdef:begin  structs and plain prototypes only: cffi reads this part too */
 /* What is known of a flow when it is dispatched. */
 struct flow_key {
     uint64_t hash;                  /* of what keeps a flow in its place (client address and port, say): rule maglev */
@@ -84,9 +85,11 @@ void balancer_record(struct balancer *b, struct flow_record *r, const char *targ
 
 /* Tables, also called from the control plane. weights: n values >= 0, finite, sum > 0.
  * maglev_build: Eisenbud et al., NSDI 2016, section 3.4, weighted; ids name the servers, table has size entries (a prime).
- * alias_build: Vose, IEEE TSE 17(9), 1991. Both return 0 or -EINVAL. scratch: maglev_scratch(n) bytes. */
+ * alias_build: Vose, IEEE TSE 17(9), 1991. Both return 0 or -EINVAL. scratch: maglev_scratch(n) bytes,
+ * and 3 n entries for alias_build. */
 int maglev_build(const float *weights, const uint64_t *ids, uint32_t n, uint32_t *table, uint32_t size, void *scratch);
 size_t maglev_scratch(uint32_t n);
 int alias_build(const float *weights, uint32_t n, uint32_t *keep, uint32_t *other, uint32_t *scratch);
+/* cdef:end */
 
 #endif

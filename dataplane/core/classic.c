@@ -1,0 +1,100 @@
+/* Rule classic: the seed's auction, whose bid depends on the server's load and on the flow's. DESIGN, section 3:
+ *
+ *     load ratio  ρ = min(L / c, 1)
+ *     base bid      = s·ρ + x
+ *     adjusted      = base · (1 + r·max(0, ρ − t)) · neural
+ *     noise         : + ε, uniform in [0, noise)
+ *     final bid     = min(adjusted · (1 + c/200), 1000)
+ *
+ * L is the load in flight over all workers, x the flow's. A winner above the reserve is flagged, not refused; reserve 0: none.
+ * A server that the directive does not know has the mean parameters of those that it does, and capacity in the ratio of the
+ * configured weights. A server in slow start has its capacity times its ramp.
+ */
+#include "core_private.h"
+
+#define CLASSIC_CAP 1000.0f
+
+static const struct classic_server unknown = {
+    .capacity = 0.0f, .sensitivity = 1.0f, .risk_aversion = 0.5f, .target_load_ratio = 0.5f, .neural = 1.0f
+};
+
+/* Load in flight on server i over all workers. */
+static double load_of(const struct balancer *b, uint32_t i)
+{
+    double sum = b->stats[i].load_in_flight;
+    for (uint32_t p = 0; p < b->n_peers; p++) {
+        const struct server_stats *s = &b->all_stats[(size_t)b->peers[p].index * b->max_servers + i];
+        double load;
+        __atomic_load(&s->load_in_flight, &load, __ATOMIC_RELAXED);
+        sum += load;
+    }
+    return sum;
+}
+
+static void classic_rekey(const struct balancer *b, struct book *k, uint32_t i, uint32_t n)
+{
+    if (!has_room(b, i, n)) {
+        k->key[i] = KEY_NONE;
+        return;
+    }
+    const struct classic_server *s = &k->classic.servers[i];
+    float capacity = s->capacity * b->ramp[i];
+    float ratio = (float)load_of(b, i) / capacity;
+    ratio = ratio < 1.0f ? ratio : 1.0f;
+    float above = ratio - s->target_load_ratio;
+    k->classic.base[i] = s->sensitivity * ratio;
+    k->classic.factor[i] = (1.0f + s->risk_aversion * (above > 0.0f ? above : 0.0f)) * s->neural;
+    k->classic.tail[i] = 1.0f + capacity / 200.0f;
+    k->key[i] = 0;
+}
+
+static void classic_prepare(struct balancer *b, struct book *k, const struct directive *d)
+{
+    const struct server_entry *e = entries_of(b->settings);
+    const struct classic_server *rows = d ? directive_array(d, d->off_classic) : NULL;
+    struct classic_server mean = unknown;
+    double capacity = 0.0, sensitivity = 0.0, risk = 0.0, target = 0.0, weight = 0.0, n = 0.0;
+    for (uint32_t i = 0; rows && i < b->n_slots; i++) {
+        if (!k->known[i])
+            continue;
+        capacity += (double)rows[i].capacity;
+        sensitivity += (double)rows[i].sensitivity;
+        risk += (double)rows[i].risk_aversion;
+        target += (double)rows[i].target_load_ratio;
+        weight += (double)e[i].weight;
+        n += 1.0;
+    }
+    if (n > 0.0) {
+        mean.sensitivity = (float)(sensitivity / n);
+        mean.risk_aversion = (float)(risk / n);
+        mean.target_load_ratio = (float)(target / n);
+    }
+    float scale = capacity > 0.0 && weight > 0.0 ? (float)(capacity / weight) : 1.0f;
+    for (uint32_t i = 0; i < b->n_slots; i++) {
+        bool known = rows && k->known[i];
+        k->classic.servers[i] = known ? rows[i] : mean;
+        if (!known)
+            k->classic.servers[i].capacity = (e[i].weight ? (float)e[i].weight : 1.0f) * scale;
+    }
+    k->noise = d ? d->classic_noise : 0.0f;
+    k->reserve = d ? d->classic_reserve : 0.0f;
+}
+
+static struct award classic_dispatch(struct balancer *b, struct book *k, const struct flow_key *key)
+{
+    const struct classic_terms *c = &k->classic;
+    float load = key->load >= 0.0f && !isinf(key->load) ? key->load : 0.0f;
+    for (uint32_t i = 0; i < b->padded; i++) {
+        float noise = k->noise > 0.0f ? rng_unit(&b->rng) * k->noise : 0.0f;
+        float bid = ((c->base[i] + load) * c->factor[i] + noise) * c->tail[i];
+        int32_t asked = key_of(bid < CLASSIC_CAP ? bid : CLASSIC_CAP);
+        b->bids[i] = asked > k->key[i] ? asked : k->key[i];
+    }
+    struct award award = auction(b, b->bids);
+    award.above_reserve = award.server != NO_SERVER && k->reserve > 0.0f && award.bid > k->reserve;
+    return award;
+}
+
+const struct rule rule_classic = {
+    .name = "classic", .prepare = classic_prepare, .rekey = classic_rekey, .dispatch = classic_dispatch
+};

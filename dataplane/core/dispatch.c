@@ -1,0 +1,116 @@
+/* Dispatch: a flow comes, a book holds its auction, the award is accounted for.
+ *
+ * The hot path of every engine. Before the auction the worker reads what its peers' journals say of in-flight counts, so that
+ * its keys are those of this moment; the auction itself is the rule's (bids.c, classic.c, alias.c, wrr.c, maglev.c).
+ */
+#include "core_private.h"
+
+void book_rekey_all(struct balancer *b, struct book *k)
+{
+    for (uint32_t i = 0; i < b->n_slots; i++)
+        k->rule->rekey(b, k, i, word_in_flight(b, i));
+}
+
+static void rekey_all_in_use(struct balancer *b)
+{
+    if (b->primary.in_use)
+        book_rekey_all(b, &b->primary);
+    if (b->fallback.in_use)
+        book_rekey_all(b, &b->fallback);
+}
+
+/* Read one peer's journal up to its head. False: it wrote more than the ring holds since, so entries are lost. */
+static bool peer_follow(struct balancer *b, struct peer *p, uint64_t head)
+{
+    uint64_t slots = (uint64_t)b->journal_mask + 1u, cursor = p->cursor;
+    p->cursor = head;
+    if (head - cursor >= slots)
+        return false;
+    for (; cursor != head; cursor++) {
+        /* acquire: pairs with the release in journal_append() */
+        uint32_t i = __atomic_load_n(&p->journal[cursor & b->journal_mask], __ATOMIC_ACQUIRE);
+        if (i < b->n_slots)
+            balancer_touch(b, i, word_in_flight(b, i));
+        /* The entry was the right one unless the peer came round to this slot meanwhile. */
+        if (word_load(&p->worker->journal_head) - cursor >= slots)
+            return false;
+    }
+    return true;
+}
+
+void balancer_follow(struct balancer *b)
+{
+    bool lost = false;
+    for (uint32_t p = 0; p < b->n_peers; p++) {
+        uint64_t head = word_acquire(&b->peers[p].worker->journal_head); /* pairs with the release in journal_append() */
+        if (head != b->peers[p].cursor)
+            lost |= !peer_follow(b, &b->peers[p], head);
+    }
+    if (lost)
+        rekey_all_in_use(b);
+}
+
+struct award auction(struct balancer *b, const int32_t *key)
+{
+    struct award award = award_nobody();
+    struct scan_least found = b->scan->two_least(key, b->padded);
+    if (found.least == KEY_NONE)
+        return award;
+    uint32_t nth = 0;
+    if (found.second == found.least)
+        nth = rng_below(&b->rng, b->scan->count(key, b->padded, found.least));
+    award.server = b->scan->find(key, b->padded, found.least, nth);
+    award.bid = bid_of(found.least);
+    award.price = bid_of(found.second);
+    return award;
+}
+
+/* Without the server that just failed this flow, if another may take it. */
+static struct award dispatch_avoiding(struct balancer *b, struct book *k, const struct flow_key *key)
+{
+    uint32_t i = key->avoid, limit = b->limit[i], n = word_in_flight(b, i);
+    b->limit[i] = 0;
+    k->rule->rekey(b, k, i, n);
+    struct award award = k->rule->dispatch(b, k, key);
+    b->limit[i] = limit;
+    k->rule->rekey(b, k, i, n);
+    return award.server == NO_SERVER ? k->rule->dispatch(b, k, key) : award;
+}
+
+struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, uint64_t now_ns)
+{
+    (void)now_ns;
+    if (b->n_peers)
+        balancer_follow(b);
+    bool fallback = b->fallback_active || (b->enforcing_percent < 100 && rng_below(&b->rng, 100) >= b->enforcing_percent);
+    struct book *k = fallback ? &b->fallback : &b->primary;
+    struct award award;
+    if (b->n_ready == 0)
+        award = award_nobody();
+    else if (key->avoid < b->n_slots)
+        award = dispatch_avoiding(b, k, key);
+    else
+        award = k->rule->dispatch(b, k, key);
+    award.rule = k->rule_id;
+    if (award.server == NO_SERVER) {
+        award.full = b->n_ready > 0;
+        if (award.full)
+            COUNT(b->me->no_server_full, 1);
+        else
+            COUNT(b->me->no_server_down, 1);
+        return award;
+    }
+    COUNT(b->me->auctions, 1);
+    if (fallback)
+        COUNT(b->me->auctions_fallback, 1);
+    if (award.above_reserve)
+        COUNT(b->me->auctions_above_reserve, 1);
+    struct server_stats *s = &b->stats[award.server];
+    COUNT(s->auctions_won, 1);
+    COUNT_DOUBLE(s->bid_sum, (double)award.bid);
+    if (award.price < INFINITY) {
+        COUNT_DOUBLE(s->price_sum, (double)award.price);
+        COUNT(s->priced, 1);
+    }
+    return award;
+}
