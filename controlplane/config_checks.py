@@ -36,7 +36,10 @@ def validate(document: Document, *, instance: str, strict: bool, resolve: Resolv
         config = Config.model_validate(document.root, context=context)
     except ValidationError as errors:
         paths = []
-        for error in errors.errors(include_url=False):
+        found_within = {error["loc"][:n] for error in errors.errors() for n in range(len(error["loc"]))}
+        for error in errors.errors():
+            if error["type"] == "too_short" and error["loc"] in found_within:
+                continue  # only because its elements are bad
             path = _path(error["loc"])
             paths.append(path)
             if not _has_problem(problems, document, path):

@@ -1,0 +1,153 @@
+"""`vickrey policy`: which policies there are, which is in force, and changing it under traffic."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+List policies, show the one in force, set another under traffic, or go back to the one before.
+A policy in shadow decides on the live observations and only logs what it would do."""
+
+EXAMPLES = """
+  vickrey policy list
+  vickrey policy set leastconn                 HAProxy's names are understood
+  vickrey policy set gsed c=0.3                with an option
+  vickrey policy set p2c --enforcing 10        a tenth of the flows; the others follow the fallback
+  vickrey policy set peak_ewma --shadow        decide, do not act
+  vickrey policy set mine.yaml                 a file: {name: gsed, c: 0.3}
+  vickrey policy rollback
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from controlplane.command import add_admin, add_json
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="all policies", description="List all policies; needs no balancer.")
+    add_json(listing)
+    show = actions.add_parser("show", help="the policy in force", description="Show the policy in force.")
+    rollback = actions.add_parser("rollback", help="back to the policy before", description="Go back one policy.")
+    change = actions.add_parser("set", help="change the policy", description="Change the policy under traffic.")
+    change.add_argument("policy", metavar="NAME|FILE", help="a policy's name, or a YAML file like a `policy:` mapping")
+    change.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the policy")
+    change.add_argument("--shadow", action="store_true", help="only log what it would do")
+    change.add_argument("--enforcing", type=int, metavar="PERCENT", help="share of the flows that follow it, 0 … 100")
+    for sub in (show, rollback, change):
+        sub.add_argument("--service", help="service that is meant, when there are several")
+        add_admin(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "list":
+        return _list(args)
+
+    from controlplane.client import Client, the_service
+    from controlplane.command import print_json
+
+    spec = _spec(args) if args.action == "set" else {}
+    client = Client(args.admin, timeout=15.0)
+    service = the_service(client, args.service)
+    if args.action == "show":
+        answer = client.get("services", service, "policy")
+    elif args.action == "rollback":
+        answer = client.post("services", service, "policy", "rollback")
+    else:
+        answer = client.post("services", service, "policy", body=spec)
+    if args.json:
+        print_json(answer)
+    else:
+        print(describe(service, answer))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from controlplane import registry
+    from controlplane.command import print_json
+    from controlplane.table import print_table
+
+    names = registry.names()
+    aliases: dict[str, list[str]] = {}
+    for alias, name in registry.ALIASES.items():
+        aliases.setdefault(name, []).append(alias)
+    if args.json:
+        print_json([{"name": n, "description": text, "aliases": aliases.get(n, [])} for n, text in names.items()])
+        return 0
+    rows = [[name, ", ".join(aliases.get(name, [])), text] for name, text in names.items()]
+    print_table(["POLICY", "ALSO CALLED", "WHAT IT DOES"], rows)
+    return 0
+
+
+def _spec(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the admin API is sent for `policy set`."""
+    from controlplane.command import CommandError
+
+    spec: dict[str, Any] = {"name": args.policy}
+    if "/" in args.policy or args.policy.endswith((".yaml", ".yml", ".json")):
+        spec = _from_file(args.policy)
+    for option in args.options:
+        key, equals, text = option.partition("=")
+        if not key or not equals or not text:
+            raise CommandError(f"expected OPTION=VALUE, not '{option}'", status=2)
+        spec[key] = _value(option, text)
+    if args.shadow:
+        spec["mode"] = "shadow"
+    if args.enforcing is not None:
+        if not 0 <= args.enforcing <= 100:
+            raise CommandError(f"expected --enforcing from 0 to 100, not {args.enforcing}", status=2)
+        spec["enforcing"] = args.enforcing
+    return spec
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    from controlplane.command import CommandError
+    from controlplane.config_errors import ConfigError
+    from controlplane.config_yaml import read_yaml
+
+    try:
+        document = read_yaml(Path(path))
+        if document.problems:
+            raise ConfigError(document.problems)
+    except ConfigError as error:
+        raise CommandError(str(error), details={"problems": error.as_json()}) from None
+    if not isinstance(document.root, dict) or not isinstance(document.root.get("name"), str):
+        raise CommandError(f"{path}: expected a mapping like {{name: gsed, c: 0.3}}")
+    return document.root
+
+
+def _value(option: str, text: str) -> Any:
+    """Return an option's value, read as YAML would."""
+    from controlplane.command import CommandError
+    from controlplane.config_errors import ConfigError
+    from controlplane.config_yaml import parse_yaml
+
+    try:
+        document = parse_yaml(text, option)
+    except ConfigError as error:
+        raise CommandError(str(error), status=2) from None
+    if document.problems:
+        raise CommandError(str(document.problems[0]), status=2)
+    return document.root
+
+
+def describe(service: str, answer: dict[str, Any]) -> str:
+    """Return a policy's state in words."""
+    from controlplane.table import plain_table
+
+    rows = []
+    for key, value in answer.items():
+        if isinstance(value, dict):
+            rows += [[f"{key}.{inner}", _short(v)] for inner, v in value.items()]
+        else:
+            rows.append([key, _short(value)])
+    if not rows:
+        return service
+    return f"{service}\n" + "\n".join("  " + line for line in plain_table(["", ""], rows).splitlines()[1:])
+
+
+def _short(value: Any) -> str:
+    import json
+
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."

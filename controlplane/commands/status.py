@@ -1,0 +1,103 @@
+"""`vickrey status`: the state of a running balancer as tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+DESCRIPTION = """\
+Show a running balancer: its services, and for each server its share of the flows, flows in flight, and
+flow completion times (FCT, milliseconds)."""
+
+EXAMPLES = """
+  vickrey status
+  vickrey status --json | jq '.services.web.servers[] | {name, fct_p99_ms}'
+  vickrey status --admin unix:/run/vickrey/admin.sock
+"""
+
+SERVER_COLUMNS = [
+    "SERVER", "ADDRESS", "STATE", "HEALTH", ">WEIGHT", ">LEARNED", ">SHARE", ">IN FLIGHT", ">RPS", ">FLOWS", ">ERRORS",
+    ">FCT MEAN", ">P50", ">P90", ">P99",
+]  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from controlplane.command import add_admin
+
+    parser.add_argument("--service", help="this service only")
+    add_admin(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from controlplane.client import Client
+    from controlplane.command import CommandError, print_json
+    from controlplane.table import print_table
+
+    state = Client(args.admin).get("status")
+    services = state.get("services", {})
+    if args.service is not None:
+        if args.service not in services:
+            raise CommandError(f"no service is called '{args.service}': there are {', '.join(services) or 'none'}")
+        state = {**state, "services": {args.service: services[args.service]}}
+    if args.json:
+        print_json(state)
+        return 0
+    print(headline(state))
+    for name, service in state["services"].items():
+        print()
+        print_table(SERVER_COLUMNS, server_rows(service), title=service_line(name, service))
+    return 0
+
+
+def headline(state: Mapping[str, Any]) -> str:
+    """Return one line for the balancer as a whole."""
+    processes = state.get("processes", {})
+    parts = [f"{name} {_process(process)}" for name, process in processes.items()] if processes else []
+    return f"vickrey {state.get('instance', '?')}, pid {state.get('pid', '?')}" + "".join(f", {part}" for part in parts)
+
+
+def _process(process: Any) -> str:
+    if not isinstance(process, dict):
+        return str(process)
+    words = ["up" if process.get("up", process.get("pid")) else "down"]
+    if process.get("restarts"):
+        words.append(f"({process['restarts']} restarts)")
+    return " ".join(words)
+
+
+def service_line(name: str, service: Mapping[str, Any]) -> str:
+    """Return one line for a service."""
+    listen = service.get("listen", "")
+    listening = ", ".join(str(one) for one in listen) if isinstance(listen, list) else str(listen)
+    policy = service.get("policy", "")
+    policy_name = policy.get("name", "?") if isinstance(policy, dict) else str(policy)
+    words = [name, str(service.get("mode", "")), listening, f"policy {policy_name}"]
+    if service.get("rule"):
+        words.append(f"rule {service['rule']}")
+    if service.get("fallback_active"):
+        words.append("FALLBACK ACTIVE")
+    return "  ".join(word for word in words if word)
+
+
+def server_rows(service: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of SERVER_COLUMNS for each server."""
+    from controlplane.table import NOTHING, milliseconds, number, percent
+
+    return [
+        [
+            str(server.get("name", NOTHING)),
+            str(server.get("address", NOTHING)),
+            str(server.get("state", NOTHING)),
+            str(server.get("health", NOTHING)),
+            str(server.get("weight", NOTHING)),
+            number(server.get("learned_weight"), 3),
+            percent(server.get("share")),
+            number(server.get("in_flight")),
+            number(server.get("rps"), 1),
+            number(server.get("flows_total")),
+            number(server.get("errors")),
+            *(milliseconds(server.get(f"fct_{which}_ms")) for which in ("mean", "p50", "p90", "p99")),
+        ]
+        for server in service.get("servers", [])
+    ]
