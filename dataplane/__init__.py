@@ -1,0 +1,1 @@
+"""The data plane: C sources and their cffi face. core/ balances; socket/ and sim/ are engines around it."""
