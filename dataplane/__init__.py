@@ -1,1 +1,1 @@
-"""The data plane: C sources and their cffi face. core/ balances; socket/ and sim/ are engines around it."""
+"""The data plane: the balancing core and its engines, in C, and their thin Python faces."""

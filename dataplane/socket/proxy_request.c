@@ -1,0 +1,195 @@
+/* Requests on their way to a server: the head written anew, the auction, the body behind it. */
+#include "engine.h"
+#include "proxy.h"
+
+#include <string.h>
+
+void request_drop_held(struct session *s)
+{
+    buffer_drop(s->worker->loop.pools, s->held);
+    s->held = NULL;
+    s->held_n = 0;
+}
+
+/* Hold the head as it goes out: in front of the body, where the old head was, when it fits there. */
+static bool hold_head(struct session *s, const char *head, uint32_t n)
+{
+    struct worker_state *w = s->worker;
+    uint32_t gap = s->request.from == FRAME_CHUNKED ? 8 : 0;    /* for the first chunk's size line */
+    request_drop_held(s);
+    if (s->in_at - s->in_floor >= (ptrdiff_t)(n + gap)) {
+        s->held = s->in;
+        buffer_ref(s->held);
+        s->held_at = s->in_at - gap - n;
+        s->in_floor = s->in_at - gap;
+    } else {
+        s->held = buffer_take(&w->loop.pools[BUFFER_SMALL]);
+        if (!s->held)
+            return false;
+        s->held_at = s->held->data;
+        s->in_floor = s->in_at;
+    }
+    memcpy(s->held_at, head, n);
+    s->held_n = n;
+    return true;
+}
+
+static uint64_t key_hash(const struct session *s)
+{
+    uint64_t a, b;
+    memcpy(&a, s->client_address, 8);
+    memcpy(&b, s->client_address + 8, 8);
+    uint64_t h = (a ^ (b * 0x9e3779b97f4a7c15ULL)) + s->client_port;
+    h ^= h >> 32;
+    h *= 0xd6e8feb86659fd93ULL;
+    return h ^ (h >> 32);
+}
+
+/* w->head is parsed, head_bytes of the input are it. */
+bool request_start(struct session *s, uint32_t head_bytes)
+{
+    struct worker_state *w = s->worker;
+    const struct http_head *head = &w->head;
+    s->minor = head->minor;
+    s->keep_alive = head->keep_alive && !w->draining;
+    s->upgrade = head->upgrade_websocket;
+    s->probed = s->request_begun = false;
+    s->replayable = (head->method == HTTP_GET || head->method == HTTP_HEAD || head->method == HTTP_OPTIONS) && head->framing == FRAME_NONE;
+    s->avoid = NO_SERVER;
+    s->bytes_in = head_bytes;
+    if (s->upgrade) {
+        s->key_n = (uint8_t)(head->websocket_key.n < sizeof s->websocket_key ? head->websocket_key.n : sizeof s->websocket_key);
+        memcpy(s->websocket_key, head->websocket_key.at, s->key_n);
+    }
+    if (w->settings->log_targets && w->targets) {
+        s->target = w->targets + (size_t)(s - w->sessions_memory) * TARGET_BYTES;
+        s->target_n = head->target.n < TARGET_BYTES ? head->target.n : TARGET_BYTES;
+        memcpy(s->target, head->target.at, s->target_n);
+    }
+    body_begin(&s->request, head->framing, head->framing, head->length);
+    struct forward forward = {.client = {s->client_text, s->client_text_n}, .append = s->trusted};
+    size_t n = http_write_request(head, &forward, w->scratch, sizeof w->scratch);
+    if (n == 0) {
+        session_answer(s, 431, 'P', OUTCOME_CLIENT_ABORT);
+        return false;
+    }
+    s->in_at += head_bytes;
+    s->in_n -= head_bytes;
+    if (!hold_head(s, w->scratch, (uint32_t)n)) {
+        session_answer(s, 503, 'R', OUTCOME_CLIENT_ABORT);
+        return false;
+    }
+    timer_clear(&s->timer);
+    w->retry_tokens += w->settings->retry_budget_percent / 100.0;
+    if (w->retry_tokens > 100)
+        w->retry_tokens = 100;
+    request_dispatch(s);
+    /* Its end, the next request, or the client's disappearance. A body is read once a server takes it. */
+    if (s->state == SESSION_EXCHANGE || s->state == SESSION_CONNECTING || s->state == SESSION_QUEUED)
+        if (s->request.done && s->in_n == 0 && !s->client_eof)
+            conn_receive(&s->client, false);
+    return s->state == SESSION_HEAD;
+}
+
+void request_dispatch(struct session *s)
+{
+    struct worker_state *w = s->worker;
+    struct flow_key key = {.hash = key_hash(s), .load = 1.0f, .avoid = s->avoid};
+    struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
+    if (award.server == NO_SERVER) {
+        if (award.full && s->state != SESSION_QUEUED)
+            queue_add(s);
+        else if (!award.full)
+            session_answer(s, 503, 'S', OUTCOME_CONNECT_FAILED);
+        return;
+    }
+    if (s->state == SESSION_QUEUED)
+        queue_remove(s);
+    s->bid = award.bid;
+    s->price = award.price;
+    s->rule = award.rule;
+    s->attempts++;
+    s->dispatched_ns = w->now_ns;
+    flow_open(w->balancer, &s->flow, award.server, key.load, s->opened_ns, w->now_ns);
+    if (!upstream_take(s, award.server))
+        session_answer(s, 503, 'R', OUTCOME_CONNECT_FAILED);
+}
+
+/* The server's connection stands: send what there is of the request. */
+void request_send(struct session *s)
+{
+    struct worker_state *w = s->worker;
+    struct upstream *up = s->up;
+    s->state = SESSION_EXCHANGE;
+    s->connected_ns = w->now_ns;
+    if (w->service->mode == MODE_TCP) {
+        tunnel_connected(s);
+        return;
+    }
+    s->request_begun = true;
+    conn_push(&up->conn, s->held, s->held_at, s->held_n);
+    if (!s->replayable)
+        request_drop_held(s);
+    if (s->in_n && !s->request.done) {
+        int64_t used = body_forward(&s->request, &up->conn, s->in, s->in_at, s->in_n, s->in_floor, NULL, 0);
+        if (used < 0) {
+            session_answer(s, 400, 'P', OUTCOME_CLIENT_ABORT);
+            return;
+        }
+        s->in_at += used;
+        s->in_n -= (uint32_t)used;
+        s->bytes_in += (uint64_t)used;
+        s->in_floor = s->in_at;             /* what was pushed must stay until it is sent */
+    }
+    if (s->in_n == 0)
+        session_drop_input(s);
+    conn_flush(&up->conn);
+    conn_receive(&up->conn, false);
+    if (s->request.done) {
+        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
+        if (s->in_n == 0 && !s->client_eof)
+            conn_receive(&s->client, false);
+    } else if (s->client_eof) {
+        session_close(s, false);
+    } else {
+        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
+        conn_receive(&s->client, true);
+    }
+}
+
+/* More of the body arrived. */
+void request_body(struct session *s, struct buffer *buffer, char *at, uint32_t n)
+{
+    struct worker_state *w = s->worker;
+    struct upstream *up = s->up;
+    int64_t used = body_forward(&s->request, &up->conn, buffer, at, n, buffer->data, NULL, 0);
+    if (used < 0) {
+        session_answer(s, 400, 'P', OUTCOME_CLIENT_ABORT);
+        return;
+    }
+    s->bytes_in += (uint64_t)used;
+    if (used < n && !session_keep_input(s, buffer, at + used, n - (uint32_t)used)) {
+        session_close(s, true);
+        return;
+    }
+    if (s->in)
+        s->in_floor = s->in_at;
+    if (s->request.done) {
+        timer_clear(&s->timer);
+        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
+        conn_flush(&up->conn);
+        if (s->in_n == 0)
+            conn_receive(&s->client, false);
+        return;
+    }
+    if (backlogged(&up->conn)) {            /* the server is slower: wait for it */
+        up->conn.want_drained = true;
+        timer_clear(&s->timer);
+        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
+        conn_flush(&up->conn);
+    } else {
+        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
+        conn_flush(&up->conn);
+        conn_receive(&s->client, true);
+    }
+}
