@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from cffi import FFI
+from cffi import FFI  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
