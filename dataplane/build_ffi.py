@@ -22,13 +22,8 @@ if str(ROOT) not in sys.path:  # setuptools runs this file by its path
 
 from shm_layout import build_ffi as shm  # noqa: E402
 
-# Each part with its public headers; an engine is built when its main file is there.
-PARTS = {"core": ("core.h", "scan.h", "drill.h")}
-PARTS |= {
-    part: (f"{name}.h",)
-    for part, name in (("sim", "sim"), ("socket", "engine"))
-    if (FOLDER / part / f"{name}.c").exists()
-}
+# Each part with its public headers.
+PARTS = {"core": ["core.h", "scan.h", "drill.h"], "sim": ["sim.h"], "socket": ["engine.h"]}
 PUBLIC = tuple(FOLDER / part / name for part, names in PARTS.items() for name in names)
 # Same results under every compiler: no fused multiply-add. -Wno-*: what cffi itself generates is not clean of it.
 COMPILE_FLAGS = (
