@@ -97,10 +97,10 @@ class Child:
             self.process.kill()
         self.process.wait()
 
-    def stop(self, grace_s: float = 5.0) -> None:
-        """TERM, and KILL when that does not help in time. Safe to call again."""
+    def stop(self, grace_s: float = 5.0, number: int = signal.SIGTERM) -> None:
+        """Ask it to end, and KILL it and its children when that does not help in time. Safe to call again."""
         if self.is_alive:
-            self.process.terminate()
+            self.process.send_signal(number)
             try:
                 self.process.wait(grace_s)
             except subprocess.TimeoutExpired:
@@ -111,7 +111,8 @@ class Child:
                 self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
-        self._log.close()
+        if not self._log.closed:
+            self._log.close()
 
 
 def free_port() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ class Server:
 class Peer:
     """One running balancer; leaving the `with` block stops it. `folder` holds its configuration, and goes with it."""
 
+    stop_signal = signal.SIGTERM
+
     def __init__(self, name: str, port: int) -> None:
         self.name = name
         self.port = port
@@ -32,10 +36,19 @@ class Peer:
         self.child: Child | None = None
 
     def start(
-        self, command: Sequence[str], *, cpu: int | None = None, is_ready: Callable[[], bool] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        cpu: int | None = None,
+        is_ready: Callable[[], bool] | None = None,
+        env: dict[str, str] | None = None,
     ) -> Self:
+        """env: set on top of our own environment."""
         try:
-            self.child = Child(self.name.split()[0], command, cpu=cpu, cwd=self.folder)
+            merged = {**os.environ, **env} if env else None
+            self.child = Child(
+                self.name.split()[0], command, cpu=cpu, cwd=self.folder, env=merged, death_signal=self.stop_signal
+            )
             self.child.wait_ready(is_ready or (lambda: accepts(self.port)))
         except BaseException:
             self.stop()
@@ -44,7 +57,7 @@ class Peer:
 
     def stop(self) -> None:
         if self.child is not None:
-            self.child.stop()
+            self.child.stop(number=self.stop_signal)
         self._folder.cleanup()
 
     def pids(self) -> list[int]:
