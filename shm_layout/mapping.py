@@ -199,6 +199,12 @@ class Mapping:
         return int(ffi.cast("uintptr_t", self.base))
 
     @property
+    def memory(self) -> mmap.mmap:
+        """The mapped memory itself: for the simulator's and the tests' writers; readers use Segment's methods."""
+        self.base  # noqa: B018  closed: raises
+        return self._memory
+
+    @property
     def size_bytes(self) -> int:
         return int(self._header.size_bytes)
 

@@ -39,6 +39,7 @@ from shm_layout.layout import (
     CURVE_LOW,
     CURVE_POINTS,
     FLOW_RECORD,
+    HEADER,
     HISTOGRAM_BUCKETS,
     HISTOGRAM_LOW,
     METRIC_DURATION,
@@ -177,6 +178,10 @@ class Segment(Mapping):
         return decode_directive(payload, epoch)
 
     # --- what the workers wrote ---------------------------------------------------------------------------------------
+
+    def read_header(self) -> np.void:
+        """Return the header that was checked at attach, a record of dtype HEADER."""
+        return cast(np.void, np.frombuffer(ffi.buffer(self._header), dtype=HEADER)[0])
 
     def read_words(self, first: int = 0, n: int | None = None) -> Words:
         """Return flows in flight and time of last change of servers first … first + n - 1 (all when n is left out)."""
