@@ -21,7 +21,8 @@ class _Connection(http.client.HTTPConnection):
     """A connection to an Address, TCP or Unix."""
 
     def __init__(self, address: Address, timeout: float) -> None:
-        super().__init__("localhost" if address.is_unix else address.text.rpartition(":")[0], timeout=timeout)
+        # The Host header is an IP address: the API refuses names that a foreign DNS server could make up.
+        super().__init__(address.host or "localhost", address.port or None, timeout=timeout)
         self.address = address
 
     def connect(self) -> None:
@@ -56,9 +57,9 @@ class Client:
         connection = _Connection(self._address, self.timeout)
         headers = {"Accept": "application/json"}
         data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+        if method != "GET":
+            data = json.dumps(body or {}).encode()
+            headers["Content-Type"] = "application/json"  # a change must be JSON, even an empty one
         try:
             connection.request(method, "/v1/" + "/".join(quote(part, safe="") for part in path), data, headers)
             response = connection.getresponse()

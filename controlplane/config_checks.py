@@ -42,7 +42,7 @@ def validate(document: Document, *, instance: str, strict: bool, resolve: Resolv
                 continue  # only because its elements are bad
             path = _path(error["loc"])
             paths.append(path)
-            if not _has_problem(problems, document, path):
+            if error["input"] is not None or not _has_problem(problems, document, path):
                 what = _unknown_key(path) if error["type"] == "extra_forbidden" else describe(error)
                 problems.append(locate(document.file, document.positions, path, what))
         config = _without(document.root, paths, context)
@@ -157,11 +157,13 @@ def _clashes(config: Config) -> Found:
         names: dict[str, int] = {}
         addresses: dict[tuple[int, Any], int] = {}
         for i, server in enumerate(service.servers):
-            if (first := names.setdefault(server.name, i)) != i:
-                yield (*here, "servers", i), f"a second server called '{server.name}': servers[{first}] has that name"
             at = (server.address.family, server.address.sockaddr)
-            if (first := addresses.setdefault(at, i)) != i:
-                yield (*here, "servers", i), f"a second server at {server.address}: servers[{first}] has that address"
+            first, first_at = names.setdefault(server.name, i), addresses.setdefault(at, i)
+            if first != i:
+                yield (*here, "servers", i), f"a second server called '{server.name}': servers[{first}] has that name"
+            elif first_at != i:
+                what = f"a second server at {server.address}: servers[{first_at}] has that address"
+                yield (*here, "servers", i), what
         several = len(service.listen) > 1
         listeners += [((*here, "listen", *([i] if several else [])), a) for i, a in enumerate(service.listen)]
     if config.admin.listen is not None:

@@ -68,11 +68,11 @@ class Document:
         for key, value in node.value:
             if _tag(key) == "merge":
                 continue
+            place = key.start_mark.line + 1, key.start_mark.column + 1
             if not isinstance(key, ScalarNode) or _tag(key) == "null":
-                self._problem(key, path, "expected a key that is plain text")
+                self.problems.append(Problem(self.file, *place, key_text(path), "expected a key that is plain text"))
                 continue
             name: str = key.value
-            place = key.start_mark.line + 1, key.start_mark.column + 1
             if name in lines:
                 what = f"duplicate key, first given in line {lines[name]}"
                 self.problems.append(Problem(self.file, *place, key_text((*path, name)), what))
