@@ -137,6 +137,8 @@ static bool place(struct sim *sim, struct job *j, uint32_t avoid)
         struct server *s = &sim->servers[award.server];
         flow_open(b, &j->flow, award.server, key.load, j->arrived_ns + EPOCH_NS, now_ns);
         sim->totals.in_flight++;
+        if (j->number < sim->config.records_max)
+            sim->config.records[j->number].server = award.server;
         if (s->delay_ns > 0) {
             j->at_ns = sim->now_ns + s->delay_ns;
             job_append(&s->there, j);

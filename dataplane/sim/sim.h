@@ -131,7 +131,7 @@ struct sim_record {
     uint64_t arrival_ns;            /* since the start, as closed_ns */
     uint64_t closed_ns;             /* its last byte is back at the balancer */
     double   work_ns;
-    uint32_t server;                /* slot, or NO_SERVER */
+    uint32_t server;                /* slot that it was last given to, or NO_SERVER */
     uint16_t balancer;
     uint8_t  outcome;               /* enum outcome or enum sim_outcome */
     uint8_t  retries;

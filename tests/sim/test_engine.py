@@ -1,0 +1,130 @@
+"""The engine is deterministic, keeps count of every flow, and shows the policy what a live balancer would."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from dataplane.simulator import BoundedPareto, Crash, Exponential, Poisson, Recover, Server, Simulation, SpeedChange, World
+from dataplane.simulator.engine import balanced_curves, curve_from
+
+SPEEDS = [1.0, 1.0, 2.0, 4.0]
+
+
+def busy_world(**more) -> World:
+    servers = [Server(speed=s, workers=1 + i % 3, service="sharing" if i % 2 else "fifo", delay=0.0005 * i, backlog=200)
+               for i, s in enumerate(SPEEDS)]
+    world = {
+        "servers": servers,
+        "arrivals": Poisson(1000.0),
+        "demand": BoundedPareto(0.01),
+        "flows": 50_000,
+        "balancers": 2,
+        "events": [SpeedChange(5.0, 3, 1.0), Crash(10.0, 1), Recover(12.0, 1), SpeedChange(15.0, 3, 4.0)],
+        "seed": 11,
+    }
+    return World(**(world | more)).at_load(0.8)
+
+
+def digest(world: World, **run) -> str:
+    simulation = Simulation(world)
+    simulation.publish_bids(balanced_curves(SPEEDS))
+    return hashlib.sha256(simulation.run(**run).records.tobytes()).hexdigest()
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    assert digest(busy_world()) == digest(busy_world())
+    assert digest(busy_world()) != digest(busy_world(seed=12))
+
+
+def test_looking_on_changes_nothing():
+    looks = []
+    assert digest(busy_world(), control=lambda s: looks.append(s.servers()), interval=0.1) == digest(busy_world())
+    assert len(looks) > 50
+
+
+def test_two_policies_meet_the_same_flows():
+    def flows(curves):
+        simulation = Simulation(busy_world())
+        simulation.publish_bids(curves)
+        r = simulation.run().records
+        return r[["arrival_ns", "work_ns", "balancer"]], r["server"]
+
+    first, choices = flows(balanced_curves(SPEEDS))
+    second, others = flows(curve_from(lambda n: n))
+    assert (first == second).all()
+    assert (choices != others).any()
+
+
+@pytest.mark.parametrize("view", ["own", "shared"])
+def test_every_flow_ends_once_and_is_counted(view):
+    simulation = Simulation(busy_world(view=view))
+    result = simulation.run()
+    t, s = result.totals, result.summary()
+    assert t.finished
+    assert t.arrivals == t.completed + t.refused + t.overflowed + t.failed == 50_000
+    assert (s.completed, s.refused, s.overflowed, s.failed, s.open) == (t.completed, t.refused, t.overflowed, t.failed, 0)
+    assert t.in_flight == t.waiting == 0
+    assert s.failed > 0
+    assert result.servers["completed"].sum() == t.completed
+    assert (result.servers["in_server"] == 0).all()
+    assert (result.utilisation <= 1).all()
+    assert 0 < s.jain <= 1
+
+
+def test_records_count_fct_like_the_totals():
+    result = Simulation(World([Server()], Poisson(50.0), Exponential(0.01), flows=1000)).run()
+    assert result.fct.mean() == pytest.approx(result.totals.mean_fct)
+    assert result.records["work_ns"].sum() * 1e-9 == pytest.approx(result.totals.work)
+
+
+def test_a_run_can_be_cut_anywhere():
+    simulation = Simulation(busy_world())
+    simulation.publish_bids(balanced_curves(SPEEDS))
+    rng = np.random.default_rng(1)
+    t = 0.0
+    while not simulation.run_until(t):
+        t += rng.exponential(0.3)
+    assert hashlib.sha256(simulation.records.tobytes()).hexdigest() == digest(busy_world())
+
+
+def test_hashed_clients_keep_their_balancer():
+    world = busy_world(split="hash", clients=50, balancers=3, events=())
+    shares = np.bincount(Simulation(world).run().records["balancer"], minlength=3)
+    assert (shares > 0).all()
+    # 50 clients of equal activity: shares are multiples of about 1/50
+    assert np.allclose(shares / shares.sum() * 50, np.rint(shares / shares.sum() * 50), atol=0.25)
+
+
+def test_balancers_with_a_shared_view_do_better_than_with_their_own():
+    def mean(view):
+        world = World([Server(speed=s) for s in SPEEDS], Poisson(1.0), Exponential(0.01), balancers=4, view=view, flows=60_000)
+        simulation = Simulation(world.at_load(0.85))
+        simulation.publish_bids(balanced_curves(SPEEDS))
+        return simulation.run().summary().mean
+
+    assert mean("shared") < 0.9 * mean("own")
+
+
+def test_without_a_sign_of_life_the_fallback_takes_over():
+    world = World([Server(), Server(speed=4.0)], Poisson(20.0), Exponential(0.01), duration=20.0, stale_after=5.0)
+    simulation = Simulation(world)
+    simulation.publish_bids(np.stack([curve_from(lambda n: n), curve_from(lambda n: n + 1e9)]))
+    r = simulation.run().records
+    seconds = r["arrival_ns"] * 1e-9
+    assert set(r["server"][seconds < 4.9]) == {0}
+    assert set(r["server"][seconds > 5.2]) == {0, 1}
+
+
+def test_control_keeps_its_directive_in_force():
+    world = World([Server(), Server(speed=4.0)], Poisson(20.0), Exponential(0.01), duration=20.0, stale_after=5.0)
+    simulation = Simulation(world)
+    calls = []
+
+    def control(s: Simulation) -> None:
+        calls.append(s.now)
+        s.publish_bids(np.stack([curve_from(lambda n: n), curve_from(lambda n: n + 1e9)]))
+
+    result = simulation.run(control, interval=0.5)
+    assert set(result.records["server"]) == {0}
+    assert np.allclose(calls, np.arange(40) * 0.5)
