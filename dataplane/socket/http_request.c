@@ -216,7 +216,10 @@ static int judge(struct http_head *head, const struct notes *notes)
         return -400;
     head->framing = transfer_encoding ? FRAME_CHUNKED : content_length ? FRAME_LENGTH : FRAME_NONE;
     const bool body = transfer_encoding || (content_length && head->length > 0);
-    if (head->method == HTTP_TRACE && body)
+    if (body && head->method == HTTP_TRACE)
+        return -400;
+    /* Software of HTTP/1.0's time may not look for a body here, and take it for the next request. No client sends one. */
+    if (body && head->minor == 0 && (head->method == HTTP_GET || head->method == HTTP_HEAD || head->method == HTTP_DELETE))
         return -400;
 
     struct connection_options asked = { 0 };
