@@ -1,0 +1,1 @@
+"""The balancing core, against models and papers."""
