@@ -436,6 +436,14 @@ static void sent(struct conn *c, int error)
     }
 }
 
+/* A receive would still say end of file: only the socket's error tells that a reset came behind it. */
+static bool was_reset(const struct conn *c)
+{
+    int error = 0;
+    socklen_t bytes = sizeof error;
+    return getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &bytes) != 0 || error != 0;
+}
+
 void session_expired(struct session *s, enum timer_kind kind)
 {
     struct worker_state *w = s->worker;
@@ -465,13 +473,17 @@ void session_expired(struct session *s, enum timer_kind kind)
             session_close(s, false);
             break;
         }
+        if (s->probed && was_reset(&s->client)) {
+            session_close(s, false);
+            break;
+        }
         if (!s->probed) {                   /* an interim answer; a client that is gone answers it with a reset */
             static char probe[] = "HTTP/1.1 100 Continue\r\n\r\n";
             s->probed = true;
             conn_push(&s->client, NULL, probe, sizeof probe - 1);
             conn_flush(&s->client);
         }
-        conn_receive(&s->client, false);    /* end of file once more, or the reset */
+        arm_timer(w, &s->timer, TIMER_ABORT_PROBE, ABORT_PROBE_NS);
         break;
     default:
         session_close(s, false);

@@ -2,8 +2,8 @@
  *
  *     standalone http|tcp auto|io_uring|epoll WORKERS LISTEN_PORT SERVER_PORT [SERVER_PORT …]
  *
- * Listens on 127.0.0.1; the servers are there too. Environment: MAXCONN (connections), SERVER_MAXCONN, TIMEOUT_MS (http-request, client,
- * server and queue), SEGMENT (use this one, made by somebody else, instead). Ends on TERM.
+ * Listens on 127.0.0.1; the servers are there too. Environment: MAXCONN (connections), SERVER_MAXCONN, TIMEOUT_MS (http-request, client, server), QUEUE_MS,
+ * SEGMENT (use this one, made by somebody else, instead). Ends on TERM.
  */
 #include "../../dataplane/socket/engine.h"
 #include "../../shm_layout/access.h"
@@ -47,7 +47,7 @@ static void publish_settings(void *base, int n_servers, char **ports)
         .queue_slots = 1024, .retries = 3, .retry_budget_percent = 20, .sample_durations = 4, .accepting = 1,
         .stale_after_ns = 3000000000ULL, .timeout_http_request_ns = timeout_ns, .timeout_http_keep_alive_ns = 60000000000ULL,
         .timeout_connect_ns = 1000000000ULL, .timeout_client_ns = timeout_ns, .timeout_server_ns = timeout_ns,
-        .timeout_queue_ns = timeout_ns, .timeout_tunnel_ns = 3600000000000ULL};
+        .timeout_queue_ns = env("QUEUE_MS", timeout_ns / 1000000) * 1000000, .timeout_tunnel_ns = 3600000000000ULL};
     struct server_entry *servers = (struct server_entry *)(settings + 1);
     for (int i = 0; i < n_servers; i++) {
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(ports[i])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
