@@ -1,7 +1,8 @@
 """The data-plane process: reads its configuration, enters C, and runs no Python until it ends.
 
-Standard input is one JSON document, then end of file (ARCHITECTURE.md, "Processes"). Exit status: 0 when it ended as asked, 1
-with one line on standard error when it could not start or a worker failed, 2 when the document is not what was expected.
+Standard input is one JSON document, then end of file (ARCHITECTURE.md, "Processes"). Exit status: 0 when it ended as
+asked, 1 with one line on standard error when it could not start or a worker failed, 2 when the document is not what was
+expected.
 """
 
 import json
@@ -27,7 +28,9 @@ def main() -> int:
             if unknown := set(service) - SERVICE_KEYS:
                 raise ValueError(f"unknown key {min(unknown)!r} in a service")
             if len(service["listen_fds"]) != service["workers"] or not 1 <= service["workers"] <= 64:
-                raise ValueError(f"{service['segment']}: {service['workers']} workers, {len(service['listen_fds'])} listeners")
+                raise ValueError(
+                    f"{service['segment']}: {service['workers']} workers, {len(service['listen_fds'])} listeners"
+                )
     except (ValueError, KeyError, TypeError) as error:
         return fail(2, f"standard input: {error}: expected one JSON document as ARCHITECTURE.md describes it")
 

@@ -2,8 +2,8 @@
  *
  *     standalone http|tcp auto|io_uring|epoll WORKERS LISTEN_PORT SERVER_PORT [SERVER_PORT …]
  *
- * Listens on 127.0.0.1; the servers are there too. Environment: MAXCONN (connections), SERVER_MAXCONN, TIMEOUT_MS (http-request, client, server), QUEUE_MS,
- * SEGMENT (use this one, made by somebody else, instead). Ends on TERM.
+ * Listens on 127.0.0.1; the servers are there too. Environment: MAXCONN (connections), SERVER_MAXCONN, TIMEOUT_MS
+ * (http-request, client, server), QUEUE_MS, SEGMENT (use this one, made by somebody else, instead). Ends on TERM.
  */
 #include "../../dataplane/socket/engine.h"
 #include "../../shm_layout/access.h"

@@ -1,5 +1,6 @@
-"""A real balancer over scripted origins: the engine built with sanitizers, and servers that do exactly what a test says."""
+"""A real balancer over scripted origins: the engine under sanitizers, and servers that do exactly what a test says."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -120,10 +121,8 @@ class Origin:
 
     def _run(self, connection: socket.socket) -> None:
         with connection:
-            try:
+            with contextlib.suppress(OSError):
                 self.handler(connection, self)
-            except (OSError, TimeoutError):
-                pass
 
     def request(self, connection: socket.socket) -> bytes:
         """Read one head (and what came along), and remember it."""

@@ -1,4 +1,4 @@
-"""How the engine treats an exchange, end to end: real sockets, a real engine under sanitizers, both ways of doing I/O."""
+"""How the engine treats an exchange, end to end: real sockets, the engine under sanitizers, io_uring and epoll."""
 
 import base64
 import hashlib
@@ -19,7 +19,8 @@ def test_a_request_reaches_the_server_with_its_head_written_anew(start_origin, s
     origin = start_origin(answer(b"hello"))
     balancer = start_balancer([origin.port], io=io)
     reply = balancer.exchange(
-        b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\nKeep-Alive: 5\r\nX-Kept: yes\r\n\r\n"
+        b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close, X-Secret\r\nX-Secret: 1\r\n"
+        b"Keep-Alive: 5\r\nX-Kept: yes\r\n\r\n"
     )
     assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
     assert reply.endswith(b"\r\n\r\nhello")
@@ -193,8 +194,8 @@ def test_websocket_passes_through_and_h2c_does_not(start_origin, start_balancer,
             return
         agreed = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
         connection.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\nhi"
-            % agreed
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %s\r\n\r\nhi" % agreed
         )
         while data := connection.recv(100):
             connection.sendall(data.upper())
@@ -213,7 +214,8 @@ def test_websocket_passes_through_and_h2c_does_not(start_origin, start_balancer,
         s.shutdown(socket.SHUT_WR)
         assert read_all(s) == b"bye"
     balancer.exchange(
-        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
         timeout=1,
     )
     assert b"h2c" not in origin.received[-1]
@@ -223,7 +225,8 @@ def test_websocket_passes_through_and_h2c_does_not(start_origin, start_balancer,
 def test_an_upgrade_that_the_server_answers_wrongly_is_refused(start_origin, start_balancer, io):
     origin = start_origin(
         raw(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: d3Jvbmc=\r\n\r\n"
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: d3Jvbmc=\r\n\r\n"
         )
     )
     balancer = start_balancer([origin.port], io=io)
