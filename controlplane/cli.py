@@ -91,6 +91,16 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     return status
 
 
+def _print_version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"vickrey {version('vickrey')}")
+    except PackageNotFoundError:
+        print("vickrey, run from a source tree that was never installed")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -105,10 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.command:
                 _refuse(f"the command comes first: vickrey {args.command} ...")
             if args.version:
-                from importlib.metadata import version
-
-                print(f"vickrey {version('vickrey')}")
-                return 0
+                return _print_version()
             parser.print_help(sys.stderr)
             return 2
         sys.stdout.flush()

@@ -43,16 +43,16 @@ class Client:
         except ValueError as error:
             raise CommandError(f"--admin {admin}: {error}", status=2) from None
 
-    def get(self, *path: str) -> Any:
+    def get(self, *path: str) -> dict[str, Any]:
         return self.request("GET", *path)
 
-    def post(self, *path: str, body: Any = None) -> Any:
+    def post(self, *path: str, body: Any = None) -> dict[str, Any]:
         return self.request("POST", *path, body=body)
 
-    def patch(self, *path: str, body: Any) -> Any:
+    def patch(self, *path: str, body: Any) -> dict[str, Any]:
         return self.request("PATCH", *path, body=body)
 
-    def request(self, method: str, *path: str, body: Any = None) -> Any:
+    def request(self, method: str, *path: str, body: Any = None) -> dict[str, Any]:
         """Send a request to /v1/<path>, each part of it quoted; returns the JSON that came back."""
         connection = _Connection(self._address, self.timeout)
         headers = {"Accept": "application/json"}
@@ -72,26 +72,42 @@ class Client:
                 f"no balancer answers at {self.admin} ({why}): is it running? --admin names another address"
             ) from None
         except (http.client.HTTPException, ValueError):
-            raise CommandError(f"what answers at {self.admin} is not a balancer's admin API") from None
+            raise self._foreign() from None
         finally:
             connection.close()
         return self._judge(response.status, text)
 
-    def _judge(self, status: int, text: bytes) -> Any:
+    def status(self) -> dict[str, Any]:
+        """Return the whole state; its services are mappings with a list of servers each."""
+        state = self.get("status")
+        services = state.get("services")
+        if not isinstance(services, dict):
+            raise self._foreign()
+        for service in services.values():
+            servers = service.get("servers", []) if isinstance(service, dict) else None
+            if not isinstance(servers, list) or not all(isinstance(server, dict) for server in servers):
+                raise self._foreign()
+        return state
+
+    def _foreign(self) -> CommandError:
+        return CommandError(f"what answers at {self.admin} is not a balancer's admin API")
+
+    def _judge(self, status: int, text: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(text) if text.strip() else {}
-        except ValueError:
-            raise CommandError(f"what answers at {self.admin} is not a balancer's admin API") from None
+        except (ValueError, RecursionError):
+            raise self._foreign() from None
+        if not isinstance(answer, dict):
+            raise self._foreign()
         if status >= 400:
-            what = answer.get("error") if isinstance(answer, dict) else None
-            details = {k: v for k, v in answer.items() if k != "error"} if isinstance(answer, dict) else {}
-            raise CommandError(str(what or f"the balancer answered {status}"), details=details)
+            what = str(answer.pop("error", "") or f"the balancer answered {status}")
+            raise CommandError(what, details=answer)
         return answer
 
 
 def the_service(client: Client, name: str | None) -> str:
     """Return the service that is meant: the one named, or the only one."""
-    services = list(client.get("status").get("services", {}))
+    services = list(client.status()["services"])
     if name is None:
         if len(services) != 1:
             raise CommandError(f"--service is needed, one of: {', '.join(services) or 'none'}", status=2)

@@ -8,14 +8,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from controlplane import registry
-from controlplane.config import Config, Policy, Service, Timeout
+from controlplane.config import WORKERS_MAX, Config, Policy, Service, Timeout
 from controlplane.config_errors import ConfigError, Path, Problem, describe, did_you_mean, locate
 from controlplane.config_values import Address, Resolver, format_duration
 from controlplane.config_yaml import Document
 
 MAXCONN_DEFAULT = 10_000
 DESCRIPTORS_RESERVED = 64  # the processes' own: segments, pipes, admin connections, logs
-DESCRIPTORS_PER_WORKER = 8
+DESCRIPTORS_PER_THREAD = 8
 
 Found = Iterator[tuple[Path, str]]
 
@@ -199,6 +199,10 @@ def _sense(config: Config) -> Found:
                 (*here, "stale_after"),
                 f"expected at least twice the interval ({least})",
             )
+        threads = service.workers * len(service.listen)
+        if threads > WORKERS_MAX:
+            what = f"{service.workers} workers for each of {len(service.listen)} addresses are {threads} threads"
+            yield (*here, "workers"), f"{what}: expected at most {WORKERS_MAX}"
         if all(server.backup for server in service.servers):
             yield (*here, "servers"), "every server is a backup: there is nothing that they could stand in for"
         if all(server.weight == 0 for server in service.servers):
@@ -238,8 +242,8 @@ def _not_spelled_out(config: Config, root: Any) -> Found:
 
 
 def descriptors_needed(service: Service, maxconn: int) -> int:
-    """Return the descriptors that a service needs at most: two for each client connection, one for each listener."""
-    return 2 * maxconn + service.workers * (DESCRIPTORS_PER_WORKER + len(service.listen)) + len(service.servers)
+    """Return the descriptors that a service needs at most: two for each client connection, and its threads' own."""
+    return 2 * maxconn + service.workers * len(service.listen) * DESCRIPTORS_PER_THREAD + len(service.servers)
 
 
 def _fit_descriptors(config: Config) -> tuple[Config, list[tuple[Path, str]]]:

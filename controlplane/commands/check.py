@@ -36,9 +36,13 @@ def run(args: argparse.Namespace) -> int:
         print_json({"file": args.config, "ok": True, "config": config.as_tree()})
     elif not args.quiet:
         servers = sum(len(service.servers) for service in config.service.values())
-        print(f"# {args.config}: ok ({len(config.service)} service(s), {servers} server(s))")
+        print(f"# {args.config}: ok ({_count(len(config.service), 'service')}, {_count(servers, 'server')})")
         print(as_yaml(config.as_tree()), end="")
     return 0
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def load_or_fail(path: str | os.PathLike[str], *, strict: bool = False) -> Config:

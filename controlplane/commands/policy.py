@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 DESCRIPTION = """\
@@ -106,7 +105,7 @@ def _from_file(path: str) -> dict[str, Any]:
     from controlplane.config_yaml import read_yaml
 
     try:
-        document = read_yaml(Path(path))
+        document = read_yaml(path)
         if document.problems:
             raise ConfigError(document.problems)
     except ConfigError as error:

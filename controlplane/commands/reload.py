@@ -10,7 +10,8 @@ timeouts change in place. With a bad file the old configuration stays in force, 
 and the exit status is 1."""
 
 EXAMPLES = """
-  vickrey check web.yaml && vickrey reload
+  vickrey reload
+  vickrey check --strict web.yaml && vickrey reload
   vickrey reload --admin unix:/run/vickrey/admin.sock
 """
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from controlplane.client import Client
 
 DESCRIPTION = """\
 List servers, or change them until the next reload or restart. No connection is dropped:
@@ -61,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list(client: Any, args: argparse.Namespace) -> int:
+def _list(client: Client, args: argparse.Namespace) -> int:
     from controlplane.command import CommandError, print_json
     from controlplane.commands.status import SERVER_COLUMNS, server_rows
     from controlplane.table import print_table
 
-    services = client.get("status").get("services", {})
+    services = client.status()["services"]
     if args.service is not None:
         if args.service not in services:
             raise CommandError(f"no service is called '{args.service}': there are {', '.join(services) or 'none'}")

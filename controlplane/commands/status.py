@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from controlplane.command import CommandError, print_json
     from controlplane.table import print_table
 
-    state = Client(args.admin).get("status")
-    services = state.get("services", {})
+    state = Client(args.admin).status()
+    services = state["services"]
     if args.service is not None:
         if args.service not in services:
             raise CommandError(f"no service is called '{args.service}': there are {', '.join(services) or 'none'}")
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
 def headline(state: Mapping[str, Any]) -> str:
     """Return one line for the balancer as a whole."""
     processes = state.get("processes", {})
-    parts = [f"{name} {_process(process)}" for name, process in processes.items()] if processes else []
+    parts = (
+        [f"{name} {_process(process)}" for name, process in processes.items()] if isinstance(processes, dict) else []
+    )
     return f"vickrey {state.get('instance', '?')}, pid {state.get('pid', '?')}" + "".join(f", {part}" for part in parts)
 
 

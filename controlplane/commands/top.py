@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     client = Client(args.admin)
-    shown = _view(client.get("status"), args.service)
+    shown = _view(client.status(), args.service)
     with (
         contextlib.suppress(KeyboardInterrupt),
         _keys() as pressed,
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             if pressed(args.interval) == "q":
                 break
             try:
-                live.update(_view(client.get("status"), args.service))
+                live.update(_view(client.status(), args.service))
             except CommandError as error:
                 live.update(Text(str(error), style="red"))
     return 0
@@ -78,7 +78,7 @@ def _view(state: dict[str, Any], only: str | None) -> RenderableType:
     from controlplane.table import rich_table
 
     parts: list[RenderableType] = [Text(headline(state), style="bold")]
-    for name, service in state.get("services", {}).items():
+    for name, service in state["services"].items():
         if only is None or name == only:
             parts += [Text(), rich_table(SERVER_COLUMNS, server_rows(service), service_line(name, service))]
     return Group(*parts, Text("\nq ends", style="dim"))

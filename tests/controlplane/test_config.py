@@ -346,6 +346,13 @@ def test_more_servers_than_a_segment_holds_are_refused(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == ["web.yaml:4:5: service.web.servers: expected at most 4096 of them, not 4097"]
 
 
+def test_each_address_has_its_own_threads_and_all_must_fit(tmp_path: Path) -> None:
+    text = service("workers: 33").replace("127.0.0.1:8080", '[":1", ":2"]')
+    assert problems(tmp_path, text) == [
+        "web.yaml:5:5: service.web.workers: 33 workers for each of 2 addresses are 66 threads: expected at most 64"
+    ]
+
+
 def test_connections_that_the_limit_on_open_files_cannot_serve_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
