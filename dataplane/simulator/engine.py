@@ -7,12 +7,14 @@ segments and publishes its directive, exactly as the controller does for a live 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataplane._dataplane import ffi, lib
+from dataplane.simulator.control import PolicyControl
+from dataplane.simulator.memory import MemorySegment
 from dataplane.simulator.results import REFUSED, Result, Totals
 from dataplane.simulator.world import (
     MMPP,
@@ -38,10 +40,14 @@ from dataplane.simulator.world import (
     Works,
     World,
 )
+from shm_layout.mapping import Limits
+from shm_layout.segment import CURVE_LOW, CURVE_POINTS, DirectiveData
+
+if TYPE_CHECKING:
+    from controlplane.policy import Policy
 
 UNLIMITED_NS = 2**62
 FOREVER_NS = 2**64 - 1
-CURVE_POINTS: int = lib.CURVE_POINTS
 
 
 class SimulationError(ValueError):
@@ -171,38 +177,30 @@ def _c_server(number: int, server: Any) -> dict[str, Any]:
 class Simulation:
     """A world at its beginning, to be run once. Server slot i has id i + 1."""
 
-    def __init__(self, world: World, *, reservoir_slots: int = 128, ring_slots: int = 64, table_slots: int = 65537) -> None:
+    def __init__(
+        self, world: World, *, reservoir_slots: int = 128, ring_slots: int = 64, table_slots: int = 65537
+    ) -> None:
         self.world = world
         self._sim: Any = None
         shared = world.view == "shared"
-        limits = ffi.new(
-            "struct segment_limits *",
-            {
-                "max_servers": len(world.servers),
-                "max_workers": world.balancers if shared else 1,
-                "reservoir_slots": reservoir_slots,
-                "ring_slots": ring_slots,
-                "journal_slots": 1024 if shared else 64,
-                "table_slots": table_slots,
-            },
+        limits = Limits(
+            max_servers=len(world.servers),
+            max_workers=world.balancers if shared else 1,
+            reservoir_slots=reservoir_slots,
+            ring_slots=ring_slots,
+            journal_slots=1024 if shared else 64,
+            table_slots=table_slots,
         )
-        size = _check(lib.segment_size(limits), "the segment's size")
-        # One segment a view: numpy's memory, aligned by hand.
-        self.segments: list[NDArray[np.uint8]] = []
-        for _ in range(1 if shared else world.balancers):
-            memory = np.zeros(size + 64, dtype=np.uint8)
-            start = -memory.ctypes.data % 64
-            segment = memory[start : start + size]
-            pid, now_ns = 1, lib.sim_epoch_ns()
-            _check(lib.segment_format(ffi.from_buffer(segment), size, limits, b"sim", pid, now_ns), "the segment")
-            self.segments.append(segment)
+        # One segment a view.
+        self.segments = [MemorySegment(limits, self._clock) for _ in range(1 if shared else world.balancers)]
         self._records = np.zeros(world.records_expected, dtype=RECORD)
         self._sim = self._create()
-        self._at_warmup: NDArray[Any] | None = None
-        self._sequences = [0] * len(self.segments)
-        self._epochs = [
-            int(lib.segment_controller_begin(ffi.from_buffer(s), 1, lib.sim_epoch_ns())) for s in self.segments
-        ]
+        self._sequence = 0
+        for segment in self.segments:
+            segment.begin_controller()
+
+    def _clock(self) -> int:
+        return int(lib.sim_epoch_ns()) if self._sim is None else self.now_ns
 
     def _create(self) -> Any:
         world, arguments = self.world, _Arguments()
@@ -221,7 +219,9 @@ class Simulation:
         curve = {"sed": lib.FALLBACK_SED, "gsed": lib.FALLBACK_GSED}
         c.fallback_rule = rule.get(world.fallback, lib.RULE_BIDS)
         c.fallback_curve = curve.get(world.fallback, lib.FALLBACK_LSQ)
-        c.split = {"random": lib.SIM_SPLIT_RANDOM, "hash": lib.SIM_SPLIT_HASH, "trace": lib.SIM_SPLIT_TRACE}[world.split]
+        c.split = {"random": lib.SIM_SPLIT_RANDOM, "hash": lib.SIM_SPLIT_HASH, "trace": lib.SIM_SPLIT_TRACE}[
+            world.split
+        ]
         c.rings = world.rings
         c.load_per_ns = world.load_per_second * 1e-9
         _set_arrivals(c, world, arguments)
@@ -231,7 +231,10 @@ class Simulation:
         balancers = ffi.new(
             "struct sim_balancer[]",
             [
-                {"segment": ffi.from_buffer(self.segments[0 if shared else b]), "worker": b if shared else 0}
+                {
+                    "segment": ffi.cast("void *", self.segments[0 if shared else b].address),
+                    "worker": b if shared else 0,
+                }
                 for b in range(world.balancers)
             ],
         )
@@ -287,46 +290,45 @@ class Simulation:
         """Let something happen; what should have happened already, happens now."""
         _check(lib.sim_schedule(self._sim, ffi.new("struct sim_event *", _c_event(event))), "the event")
 
-    def publish(self, payload: bytes, balancer: int | None = None) -> None:
-        """Publish an encoded directive to one balancer's segment, or to all; it is in force from the next run on."""
-        for i in range(len(self.segments)) if balancer is None else [balancer]:
-            segment = ffi.from_buffer(self.segments[i])
-            header = ffi.cast("struct segment_header *", segment)
-            code = lib.segment_publish(segment, header.off_directive, ffi.from_buffer(payload), len(payload), self._epochs[i])
-            _check(code, "the directive")
+    def publish(self, directive: DirectiveData, balancer: int | None = None) -> None:
+        """Publish a directive to one balancer's segment, or to all; it is in force from the next run on."""
+        self._sequence += 1
+        directive.sequence, directive.issued_ns = self._sequence, self.now_ns
+        for segment in self.segments if balancer is None else [self.segments[balancer]]:
+            segment.publish_directive(directive)
 
     def publish_bids(self, curves: NDArray[Any], choices: int = 0, balancer: int | None = None) -> None:
         """Publish bid curves, (servers, CURVE_POINTS) or, one for all, (CURVE_POINTS,)."""
         n = len(self.world.servers)
-        rows = np.ascontiguousarray(np.broadcast_to(curves, (n, CURVE_POINTS)), dtype=np.float32)
-        ids = np.arange(1, n + 1, dtype=np.uint64)
-        weights = np.ones(n + n % 2, dtype=np.float32)
-        head = ffi.new("struct directive *")
-        size = ffi.sizeof("struct directive")
-        head.rule, head.n_servers, head.choices, head.enforcing_percent = lib.RULE_BIDS, n, choices, 100
-        head.off_ids, head.off_weights = size, size + ids.nbytes
-        head.off_curves = size + ids.nbytes + weights.nbytes
-        head.issued_ns, head.policy = self.now_ns, b"fixed"
-        for i in range(len(self.segments)) if balancer is None else [balancer]:
-            self._sequences[i] += 1
-            head.sequence, head.epoch = self._sequences[i], self._epochs[i]
-            head.settings_version = 0
-            payload = bytes(ffi.buffer(head)) + ids.tobytes() + weights.tobytes() + rows.tobytes()
-            self.publish(payload + bytes(-len(payload) % 8), i)
+        rows = np.broadcast_to(curves, (n, CURVE_POINTS))
+        self.publish(
+            DirectiveData(ids=np.arange(1, n + 1), rule="bids", policy="fixed", curves=rows, choices=choices), balancer
+        )
 
     def beat(self, cycle_ns: int = 0) -> None:
         """Give the controller's sign of life in every segment."""
         for segment in self.segments:
-            lib.segment_controller_beat(ffi.from_buffer(segment), self.now_ns, cycle_ns, 0, 0)
+            segment.beat_controller(cycle_ns)
 
     def run_until(self, seconds: float) -> bool:
         """Run to this time since the start; return whether the world has come to its end."""
         return _check(lib.sim_run(self._sim, _nanoseconds(seconds)), "the run") == 1
 
     def run(
-        self, control: Callable[[Simulation], None] | None = None, *, interval: float = 0.2
+        self,
+        policy: Policy | None = None,
+        *,
+        interval: float = 0.2,
+        control: Callable[[Simulation], None] | None = None,
     ) -> Result:
-        """Run the world to its end. control, if any, is called at the start and every interval; it may publish."""
+        """Run the world to its end.
+
+        policy: decides for each balancer at the start and every interval. control: is called then instead, and may
+        publish what it likes. With neither, what was published before stays in force and the run is one C call.
+        """
+        if policy is not None:
+            decide = PolicyControl(policy, self.segments, self.world.balancers, interval)
+            return self.run(control=lambda _: decide(), interval=interval)
         end_ns = FOREVER_NS if self.world.duration is None else _nanoseconds(self.world.duration)
         warmup_ns = _nanoseconds(self.world.warmup)
         step_ns = FOREVER_NS if control is None else _nanoseconds(interval)
@@ -352,10 +354,9 @@ class Simulation:
 
 def curve_from(bid: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return the curve (CURVE_POINTS,) of a bid that is a function of the flows in flight."""
-    n = np.array([lib.curve_bin_low(i) for i in range(CURVE_POINTS)], dtype=np.float64)
-    return bid(n)
+    return bid(CURVE_LOW.astype(np.float64))
 
 
-def balanced_curves(speeds: Sequence[float], c: float = 0.5, k: float = 1.0) -> NDArray[np.float64]:
+def gsed_curves(speeds: Sequence[float], c: float = 0.5, k: float = 1.0) -> NDArray[np.float64]:
     """Return the curves (k·n + c) / speed: c = 1 is shortest expected delay, c = 0 greedy."""
-    return curve_from(lambda n: k * n + c) / np.asarray(speeds)[:, None]
+    return np.asarray(curve_from(lambda n: k * n + c) / np.asarray(speeds)[:, None])

@@ -7,7 +7,7 @@ birth_death_bound   floor for exponential demand and FIFO, closed form: all flow
 optimum             two or three FIFO servers, exponential demand: value iteration over all states
 
 Source    Puterman, "Markov Decision Processes", Wiley 1994, section 8.5 (relative value iteration, uniformised);
-          Winston, "Optimality of the shortest line discipline", J. Appl. Prob. 14, 1977 (equal servers: JSQ is the optimum)
+          Winston, "Optimality of the shortest line discipline", J. Appl. Prob. 14, 1977 (equal servers: JSQ is optimal)
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def _flows(arrivals_ns: NDArray[Any], works: NDArray[Any]) -> tuple[NDArray[np.u
 
 
 def _check(code: int) -> None:
+    # The only other thing that can go wrong is memory.
     if code < 0:
-        raise ValueError(f"reference: {ffi.string(lib.segment_strerror(code)).decode()}: arrivals must not fall, works not be negative")
+        text = ffi.string(lib.segment_strerror(code)).decode()
+        raise ValueError(f"reference: {text} (arrivals never fall, works are not negative)")
 
 
 def _u64(array: NDArray[np.uint64]) -> Any:
@@ -61,7 +63,7 @@ def _on_servers(
 def central_queue(
     arrivals_ns: NDArray[Any], works: NDArray[Any], speeds: Sequence[float], workers: Sequence[int]
 ) -> Floats:
-    """Return each flow's completion time, seconds; works are seconds at speed 1, arrivals nanoseconds that never fall."""
+    """Return each flow's completion time, seconds; works: seconds at speed 1, arrivals: nanoseconds, never falling."""
     return _on_servers(lib.sim_central_queue, arrivals_ns, works, speeds, workers)
 
 
@@ -75,7 +77,7 @@ def least_work_left(
 def pooled_srpt(
     arrivals_ns: NDArray[Any], works: NDArray[Any], speeds: Sequence[float], workers: Sequence[int]
 ) -> Floats:
-    """Return each flow's completion time, seconds. Only the mean is a floor, and so is the mean work at the highest speed."""
+    """Return each flow's completion time, seconds. Only their mean is a floor; so is the mean work at highest speed."""
     times, works_ns, fct_ns = _flows(arrivals_ns, works)
     _check(lib.sim_pooled_srpt(_u64(times), _f64(works_ns), len(times), float(np.dot(speeds, workers)), _f64(fct_ns)))
     return fct_ns * 1e-9
@@ -84,8 +86,8 @@ def pooled_srpt(
 def birth_death_bound(rate: float, mean_work: float, servers: Sequence[Server]) -> float:
     """Return a floor of the mean FCT, seconds: with n flows in the system the n fastest workers are the busy ones.
 
-    Stationary distribution of the birth–death chain with birth rate λ and death rate R(n), the n highest worker rates' sum;
-    beyond all workers it is geometric. E[N]/λ by Little.
+    Stationary distribution of the birth–death chain with birth rate λ and death rate R(n), the sum of the n highest
+    worker rates; beyond all workers it is geometric. E[N]/λ by Little.
     """
     rates = np.sort(np.repeat([s.speed for s in servers], [s.workers for s in servers]))[::-1] / mean_work
     total = float(rates.sum())
@@ -120,7 +122,8 @@ def optimum(
 ) -> Optimum:
     """Return the optimum for FIFO servers and exponential demand, each holding at most `most` flows.
 
-    Solves h = c/Λ − g/Λ + (λ min_i h(n + e_i) + Σ r_i(n_i) h(n − e_i) + rest · h)/Λ with c the number in the system; g is E[N].
+    Solves h = c/Λ − g/Λ + (λ min_i h(n + e_i) + Σ r_i(n_i) h(n − e_i) + rest · h)/Λ; c is the
+    number in the system, g its mean.
     """
     m, shape = len(servers), (most + 1,) * len(servers)
     n = np.arange(most + 1)

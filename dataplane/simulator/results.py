@@ -1,7 +1,7 @@
 """What became of every flow of a run, and its summary.
 
-Slowdown is a flow's FCT over the time that it would have taken alone on the fastest server. Jain's index is over the servers'
-utilisations: (Σu)² / (n·Σu²), 1 when all are equally busy.
+Slowdown is a flow's FCT over the time that it would have taken alone on the fastest server. Jain's index is over the
+servers' utilisations: (Σu)² / (n·Σu²), 1 when all are equally busy.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def jain_index(values: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """A run. `records` is a view of what the engine wrote (fields of struct sim_record), `servers` of the servers' state."""
+    """A run. `records`: what the engine wrote, fields of struct sim_record; `servers`: of struct sim_server_state."""
 
     world: World
     records: NDArray[Any]
@@ -98,7 +98,7 @@ class Result:
         """Completion times of the flows that ended well, after the warm-up, in order of arrival."""
         r = self._after_warmup()
         r = r[r["outcome"] == OUTCOME_OK]
-        return (r["closed_ns"] - r["arrival_ns"]) * 1e-9
+        return np.asarray((r["closed_ns"] - r["arrival_ns"]) * 1e-9)
 
     def _after_warmup(self) -> NDArray[Any]:
         # Arrivals are in order.

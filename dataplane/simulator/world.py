@@ -1,7 +1,7 @@
 """What is simulated: servers, arrival process, demand, balancers and scheduled events, as plain frozen values.
 
-Times are seconds, rates flows per second, work seconds on a server of speed 1. `World.at_load(rho)` sets the arrival rate
-to a share of the servers' capacity.
+Times are seconds, rates flows per second, work seconds on a server of speed 1. `World.at_load(rho)` sets the arrival
+rate to a share of the servers' capacity.
 """
 
 from __future__ import annotations
@@ -202,11 +202,12 @@ class BoundedPareto:
     alpha: float = 1.5
     ratio: float = 1000.0
 
-    def _moment(self, m: int) -> float:
+    def _moment(self, m: float) -> float:
         """Return E[X^m] in units of the least value."""
         a, h = self.alpha, self.ratio
-        scale = a / (1 - h**-a)
-        return scale * (math.log(h) if a == m else (h ** (m - a) - 1) / (m - a))
+        scale = a / (1 - math.pow(h, -a))
+        integral = math.log(h) if a == m else (math.pow(h, m - a) - 1) / (m - a)
+        return scale * integral
 
     @property
     def least(self) -> float:

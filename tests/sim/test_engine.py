@@ -5,15 +5,27 @@ import hashlib
 import numpy as np
 import pytest
 
-from dataplane.simulator import BoundedPareto, Crash, Exponential, Poisson, Recover, Server, Simulation, SpeedChange, World
-from dataplane.simulator.engine import balanced_curves, curve_from
+from dataplane.simulator import (
+    BoundedPareto,
+    Crash,
+    Exponential,
+    Poisson,
+    Recover,
+    Server,
+    Simulation,
+    SpeedChange,
+    World,
+)
+from dataplane.simulator.engine import gsed_curves, curve_from
 
 SPEEDS = [1.0, 1.0, 2.0, 4.0]
 
 
 def busy_world(**more) -> World:
-    servers = [Server(speed=s, workers=1 + i % 3, service="sharing" if i % 2 else "fifo", delay=0.0005 * i, backlog=200)
-               for i, s in enumerate(SPEEDS)]
+    servers = [
+        Server(speed=s, workers=1 + i % 3, service="sharing" if i % 2 else "fifo", delay=0.0005 * i, backlog=200)
+        for i, s in enumerate(SPEEDS)
+    ]
     world = {
         "servers": servers,
         "arrivals": Poisson(1000.0),
@@ -28,7 +40,7 @@ def busy_world(**more) -> World:
 
 def digest(world: World, **run) -> str:
     simulation = Simulation(world)
-    simulation.publish_bids(balanced_curves(SPEEDS))
+    simulation.publish_bids(gsed_curves(SPEEDS))
     return hashlib.sha256(simulation.run(**run).records.tobytes()).hexdigest()
 
 
@@ -50,7 +62,7 @@ def test_two_policies_meet_the_same_flows():
         r = simulation.run().records
         return r[["arrival_ns", "work_ns", "balancer"]], r["server"]
 
-    first, choices = flows(balanced_curves(SPEEDS))
+    first, choices = flows(gsed_curves(SPEEDS))
     second, others = flows(curve_from(lambda n: n))
     assert (first == second).all()
     assert (choices != others).any()
@@ -63,7 +75,13 @@ def test_every_flow_ends_once_and_is_counted(view):
     t, s = result.totals, result.summary()
     assert t.finished
     assert t.arrivals == t.completed + t.refused + t.overflowed + t.failed == 50_000
-    assert (s.completed, s.refused, s.overflowed, s.failed, s.open) == (t.completed, t.refused, t.overflowed, t.failed, 0)
+    assert (s.completed, s.refused, s.overflowed, s.failed, s.open) == (
+        t.completed,
+        t.refused,
+        t.overflowed,
+        t.failed,
+        0,
+    )
     assert t.in_flight == t.waiting == 0
     assert s.failed > 0
     assert result.servers["completed"].sum() == t.completed
@@ -80,7 +98,7 @@ def test_records_count_fct_like_the_totals():
 
 def test_a_run_can_be_cut_anywhere():
     simulation = Simulation(busy_world())
-    simulation.publish_bids(balanced_curves(SPEEDS))
+    simulation.publish_bids(gsed_curves(SPEEDS))
     rng = np.random.default_rng(1)
     t = 0.0
     while not simulation.run_until(t):
@@ -98,9 +116,11 @@ def test_hashed_clients_keep_their_balancer():
 
 def test_balancers_with_a_shared_view_do_better_than_with_their_own():
     def mean(view):
-        world = World([Server(speed=s) for s in SPEEDS], Poisson(1.0), Exponential(0.01), balancers=4, view=view, flows=60_000)
+        world = World(
+            [Server(speed=s) for s in SPEEDS], Poisson(1.0), Exponential(0.01), balancers=4, view=view, flows=60_000
+        )
         simulation = Simulation(world.at_load(0.85))
-        simulation.publish_bids(balanced_curves(SPEEDS))
+        simulation.publish_bids(gsed_curves(SPEEDS))
         return simulation.run().summary().mean
 
     assert mean("shared") < 0.9 * mean("own")
@@ -125,6 +145,6 @@ def test_control_keeps_its_directive_in_force():
         calls.append(s.now)
         s.publish_bids(np.stack([curve_from(lambda n: n), curve_from(lambda n: n + 1e9)]))
 
-    result = simulation.run(control, interval=0.5)
+    result = simulation.run(control=control, interval=0.5)
     assert set(result.records["server"]) == {0}
     assert np.allclose(calls, np.arange(40) * 0.5)

@@ -93,7 +93,9 @@ def test_a_crash_loses_what_is_there_and_retries_go_elsewhere():
 
 def test_a_dead_server_gets_nothing_once_it_was_detected():
     events = [Crash(1.0, 0), Recover(3.0, 0)]
-    world = World([Server(), Server(), Server()], Poisson(100.0), Exponential(0.01), flows=600, events=events, detect=0.5)
+    world = World(
+        [Server(), Server(), Server()], Poisson(100.0), Exponential(0.01), flows=600, events=events, detect=0.5
+    )
     r = Simulation(world).run().records
     seconds, tries_at_0 = r["arrival_ns"] * 1e-9, (r["server"] == 0) | (r["retries"] > 0)
     assert tries_at_0[(seconds > 1.0) & (seconds < 1.5)].any()
@@ -168,7 +170,9 @@ def test_the_sine_is_high_in_its_first_half_and_low_in_its_second():
 
 
 def test_on_off_is_silent_when_off():
-    assert arrivals_in(World([Server()], OnOff((1000.0, 0.0), (1.0, 1.0)), Deterministic(1e-5), duration=4.0), 1, 2) == 0
+    assert (
+        arrivals_in(World([Server()], OnOff((1000.0, 0.0), (1.0, 1.0)), Deterministic(1e-5), duration=4.0), 1, 2) == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_the_bound_of_equal_workers_is_m_m_k():
 def test_the_bound_has_the_published_values(ratio, rho, expected):
     speeds = np.array([ratio if i % 4 == 0 else 1.0 for i in range(16)])
     speeds *= 16 / speeds.sum()
-    assert birth_death_bound(16 * rho / MEAN, MEAN, [Server(speed=s) for s in speeds]) / MEAN == pytest.approx(expected, abs=1e-3)
+    assert birth_death_bound(16 * rho / MEAN, MEAN, [Server(speed=s) for s in speeds]) / MEAN == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
 def test_the_optimum_of_three_servers_keeps_the_slowest_idle_at_low_load():

@@ -1,6 +1,6 @@
-"""The simulator agrees with queueing theory: its mean completion times lie in the confidence interval of what is known exactly.
+"""The simulator agrees with queueing theory: what is known exactly lies in its means' confidence intervals.
 
-Seeds are fixed, so a test passes always or never. benchmarks/sim_theory would be the same at large size.
+Seeds are fixed, so a test passes always or never.
 """
 
 import math
@@ -20,7 +20,7 @@ from dataplane.simulator import (
     Simulation,
     World,
 )
-from dataplane.simulator.engine import balanced_curves, curve_from
+from dataplane.simulator.engine import gsed_curves, curve_from
 from dataplane.simulator.references import optimum
 
 MEAN = 0.01
@@ -93,8 +93,15 @@ def test_speed_divides_all_times():
 
 def test_a_random_split_makes_independent_queues():
     speeds = [1.0, 1.0, 2.0]
-    world = World([Server(speed=s) for s in speeds], Poisson(150.0), Exponential(MEAN), seed=3, flows=400_000, warmup=20.0,
-                  fallback="alias")
+    world = World(
+        [Server(speed=s) for s in speeds],
+        Poisson(150.0),
+        Exponential(MEAN),
+        seed=3,
+        flows=400_000,
+        warmup=20.0,
+        fallback="alias",
+    )
     assert_agrees(simulate(world), float(np.mean([MEAN / (s - 50.0 * MEAN) for s in speeds])))
 
 
@@ -113,7 +120,7 @@ def test_nobody_beats_the_value_iteration_of_two_unequal_servers():
     rate = 0.8 * 5 / MEAN
     best = optimum(rate, MEAN, servers, most=60, tolerance=1e-5)
     world = World(servers, Poisson(rate), Exponential(MEAN), seed=5, flows=600_000, warmup=10.0)
-    found = {c: simulate(world, balanced_curves([4.0, 1.0], c)).summary() for c in (0.3, 1.0)}
+    found = {c: simulate(world, gsed_curves([4.0, 1.0], c)).summary() for c in (0.3, 1.0)}
     assert all(s.mean > best.mean_fct - s.mean_error for s in found.values())
     assert found[0.3].mean < 1.03 * best.mean_fct < found[1.0].mean
 
@@ -128,7 +135,7 @@ def test_the_classic_comparison_comes_out():
     def mean(curves) -> float:
         return simulate(world, curves).summary().mean / MEAN
 
-    assert 1.45 < mean(balanced_curves(speeds, 0.5)) < 1.65
-    assert 1.8 < mean(balanced_curves(speeds, 1.0)) < 2.1
+    assert 1.45 < mean(gsed_curves(speeds, 0.5)) < 1.65
+    assert 1.8 < mean(gsed_curves(speeds, 1.0)) < 2.1
     assert 1.8 < mean(curve_from(lambda n: n)) < 2.0
     assert math.isclose(world.load, 0.9)
