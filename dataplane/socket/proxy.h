@@ -144,6 +144,7 @@ struct worker_state {
     uint32_t *idle_n;
     char    *targets;                       /* room for the targets of open sessions, when they are logged */
     uint32_t session_slots, upstream_slots, server_slots;
+    uint32_t sessions_used, upstreams_used; /* slots handed out so far: memory is touched when it is first needed */
     uint64_t accept_again_ns;               /* accepting is paused until then; 0: it is not */
     double   retry_tokens;
     bool     draining;
@@ -152,6 +153,27 @@ struct worker_state {
     struct http_head head;
     char     scratch[HTTP_HEAD_MAX + 2048];
 };
+
+/* Take a slot: one that was given back, or the next that was never used. NULL: none is left. */
+static inline struct session *session_take(struct worker_state *w)
+{
+    struct session *s = w->sessions_free;
+    if (s)
+        w->sessions_free = s->next;
+    else if (w->sessions_used < w->session_slots)
+        s = &w->sessions_memory[w->sessions_used++];
+    return s;
+}
+
+static inline struct upstream *upstream_take_slot(struct worker_state *w)
+{
+    struct upstream *up = w->upstreams_free;
+    if (up)
+        w->upstreams_free = up->next;
+    else if (w->upstreams_used < w->upstream_slots)
+        up = &w->upstreams_memory[w->upstreams_used++];
+    return up;
+}
 
 /* Durations of our own, not configured. */
 #define LINGER_NS 1000000000ULL             /* at most, reading a closed client empty */

@@ -83,16 +83,15 @@ void session_accepted(struct loop *loop, int fd, int error)
         pause_accepting(w, 100000000);
         return;
     }
-    struct session *s = w->sessions_free;
+    struct session *s = w->draining ? NULL : session_take(w);
     uint32_t limit = (w->settings->maxconn + w->service->workers - 1) / w->service->workers;
-    if (!s || w->draining) {
+    if (!s) {
         COUNT(w, connections_refused, 1);
         struct linger hard = {.l_onoff = 1, .l_linger = 0};
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
         close(fd);
         return;
     }
-    w->sessions_free = s->next;
     memset(s, 0, sizeof *s);
     s->worker = w;
     s->flow.server = NO_SERVER;
@@ -104,7 +103,7 @@ void session_accepted(struct loop *loop, int fd, int error)
     list_add(w, s);
     COUNT(w, connections_total, 1);
     COUNT(w, connections, 1);
-    if (w->sessions.n >= limit || !w->sessions_free)
+    if (w->sessions.n >= limit)
         pause_accepting(w, 1000000000);     /* or until a connection closes */
     if (w->service->mode == MODE_TCP) {
         tunnel_start(s);

@@ -63,18 +63,19 @@ bool upstream_take(struct session *s, uint32_t server)
         }
         upstream_close(up);
     }
-    up = w->upstreams_free;
-    if (!up)
-        return false;
     const struct sockaddr *address = (const struct sockaddr *)(const void *)entry->address;
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         COUNT(w, accept_paused, 1);
         return false;
     }
+    up = upstream_take_slot(w);
+    if (!up) {
+        close(fd);
+        return false;
+    }
     int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    w->upstreams_free = up->next;
     memset(up, 0, sizeof *up);
     up->worker = w;
     up->session = s;

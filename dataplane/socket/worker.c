@@ -76,14 +76,6 @@ int worker_make(struct worker_state *w, struct service *service, uint32_t index,
     w->targets = map((size_t)w->session_slots * TARGET_BYTES);
     if (!w->sessions_memory || !w->upstreams_memory || !w->idle || !w->idle_n || !w->targets)
         return error;
-    for (uint32_t i = w->session_slots; i-- > 0;) {
-        w->sessions_memory[i].next = w->sessions_free;
-        w->sessions_free = &w->sessions_memory[i];
-    }
-    for (uint32_t i = w->upstream_slots; i-- > 0;) {
-        w->upstreams_memory[i].next = w->upstreams_free;
-        w->upstreams_free = &w->upstreams_memory[i];
-    }
     w->retry_tokens = 20;
     w->loop.owner = w;
     w->loop.accepted = session_accepted;

@@ -107,6 +107,11 @@ int main(int argc, char **argv)
                     (unsigned long long)worker->answered_here, (unsigned long long)worker->retries,
                     (unsigned long long)worker->connections, (unsigned long long)worker->queued, (unsigned long long)worker->blocks_exhausted);
         }
+        uint64_t words[64], in_flight = 0;
+        segment_read_words(base, 0, limits.max_servers, words);
+        for (uint32_t i = 0; i < limits.max_servers; i++)
+            in_flight += words[i] >> 48;
+        fprintf(stderr, "in flight %llu\n", (unsigned long long)in_flight);
         shm_unlink(name);
     }
     return code ? 1 : 0;

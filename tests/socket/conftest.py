@@ -120,9 +120,8 @@ class Origin:
             threading.Thread(target=self._run, args=(connection,), daemon=True).start()
 
     def _run(self, connection: socket.socket) -> None:
-        with connection:
-            with contextlib.suppress(OSError):
-                self.handler(connection, self)
+        with connection, contextlib.suppress(OSError):
+            self.handler(connection, self)
 
     def request(self, connection: socket.socket) -> bytes:
         """Read one head (and what came along), and remember it."""
