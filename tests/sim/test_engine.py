@@ -1,10 +1,12 @@
 """The engine is deterministic, keeps count of every flow, and shows the policy what a live balancer would."""
 
 import hashlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from controlplane.policy import CURVE_N, Directive, Observation
 from dataplane.simulator import (
     BoundedPareto,
     Crash,
@@ -16,7 +18,7 @@ from dataplane.simulator import (
     SpeedChange,
     World,
 )
-from dataplane.simulator.engine import gsed_curves, curve_from
+from dataplane.simulator.engine import curve_from, gsed_curves
 
 SPEEDS = [1.0, 1.0, 2.0, 4.0]
 
@@ -148,3 +150,43 @@ def test_control_keeps_its_directive_in_force():
     result = simulation.run(control=control, interval=0.5)
     assert set(result.records["server"]) == {0}
     assert np.allclose(calls, np.arange(40) * 0.5)
+
+
+class LearnedGsed:
+    """(n + ½)/w with w the throughput seen while busy."""
+
+    name = "learned_gsed"
+
+    def decide(self, observation: Observation) -> Directive:
+        busy, ended = observation.profile.time[:, 1:].sum(axis=1), observation.profile.completions.sum(axis=1)
+        rate = (ended + 1.0) / (busy + 0.01)
+        return Directive(rule="bids", curves=(CURVE_N + 0.5) / rate[:, None])
+
+
+def test_a_policy_learns_over_simulated_balancers():
+    # Told nothing of the speeds, it ends well below least connections, and near the same rule told the truth.
+    world = World([Server(speed=s) for s in SPEEDS], Poisson(1.0), Exponential(0.01), flows=100_000, warmup=10.0)
+    world = world.at_load(0.7)
+    learned = Simulation(world).run(LearnedGsed()).summary()
+    least_connections = Simulation(world).run().summary()
+    told = Simulation(world)
+    told.publish_bids(gsed_curves(SPEEDS))
+    assert learned.mean < 0.85 * least_connections.mean
+    assert learned.mean < 1.1 * told.run().summary().mean
+
+
+def test_each_balancer_has_its_own_copy_of_the_policy():
+    class Recorder:
+        name = "recorder"
+        seen: ClassVar[dict[int, list[float]]] = {}
+
+        def decide(self, observation: Observation) -> Directive:
+            self.seen.setdefault(id(self), []).append(observation.flows.sum())
+            assert observation.balancers == 3
+            return Directive(rule="bids", curves=np.tile(CURVE_N, (observation.n_servers, 1)))
+
+    world = World([Server(), Server()], Poisson(100.0), Exponential(0.01), balancers=3, duration=5.0)
+    result = Simulation(world).run(Recorder(), interval=1.0)
+    assert len(Recorder.seen) == 3
+    assert all(len(flows) == 5 for flows in Recorder.seen.values())
+    assert sum(flows[-1] for flows in Recorder.seen.values()) == (result.records["arrival_ns"] <= 4_000_000_000).sum()

@@ -20,7 +20,7 @@ from dataplane.simulator import (
     Simulation,
     World,
 )
-from dataplane.simulator.engine import gsed_curves, curve_from
+from dataplane.simulator.engine import curve_from, gsed_curves
 from dataplane.simulator.references import optimum
 
 MEAN = 0.01
