@@ -68,6 +68,7 @@ class Target:
 class Result:
     records: NDArray[np.void]  # dtype RECORD, in order of arrival
     servers: list[str]
+    ended_s: float  # when the run was over, after its start
 
     @property
     def fct_s(self) -> NDArray[np.float64]:
@@ -139,6 +140,7 @@ class Generator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start = 0.0
+        self._ended_s = 0.0
 
     async def run(self) -> Result:
         """Send the whole schedule and wait for the last answer, or its timeout; abort() ends it earlier."""
@@ -154,6 +156,7 @@ class Generator:
             loop.call_at(self._start, self._send_due)
             loop.call_at(self._start, self._expire)
             await self._over.wait()
+        self._ended_s = loop.time() - self._start
         for connection in list(self._owner_of):
             connection.close()
         for task in list(self._tasks):
@@ -168,6 +171,11 @@ class Generator:
         for index in list(self._carrying):
             self._close(index, ABORTED)
         self._over.set()
+
+    @property
+    def now_s(self) -> float:
+        """Time since the start of the schedule."""
+        return self._loop.time() - self._start if self._loop and self._start else 0.0
 
     def _send_due(self) -> None:
         assert self._loop is not None
@@ -315,7 +323,7 @@ class Generator:
             ("server", self._server),
         ):
             records[name] = column
-        return Result(records, list(self._server_names))
+        return Result(records, list(self._server_names), self._ended_s)
 
 
 def raise_descriptor_limit() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from testbed.demand import Floats
-from testbed.load.connection import ERROR_NAMES, OK
+from testbed.load.connection import ABORTED, ERROR_NAMES, OK
 from testbed.load.generator import Result
 
 LATE_LIMIT_MS = 5.0  # p99 of the generator's own lateness above which a run proves nothing
@@ -33,6 +33,7 @@ class Summary:
     late_p50: float
     late_p99: float
     late_max: float
+    unanswered: int  # still waiting when the run was ended
     errors: dict[str, int]
 
     @property
@@ -60,21 +61,30 @@ class Summary:
         return "\n".join(lines)
 
 
-def summarize(result: Result, *, after_s: float = 0.0) -> Summary:
-    """Sum up the requests scheduled after `after_s` (the warm-up)."""
+def summarize(result: Result, *, after_s: float = 0.0, counts_waiting: bool = False) -> Summary:
+    """Sum up the requests scheduled after `after_s` (the warm-up).
+
+    counts_waiting: a request that had no answer when the run was ended counts with the age it had reached, a lower
+    bound; to leave it out would flatter whoever made it wait.
+    """
     records = result.records[result.records["scheduled_s"] >= after_s]
     good = records[(records["error"] == OK) & (records["status"] == 200)]
     fct = (good["done_s"] - good["scheduled_s"]) * 1e3
     sent = records[~np.isnan(records["sent_s"])]
+    waiting = sent[sent["error"] == ABORTED]
+    if counts_waiting:
+        fct = np.concatenate([fct, (result.ended_s - waiting["scheduled_s"]) * 1e3])
+        records = records[records["error"] != ABORTED]
     late = (sent["sent_s"] - sent["scheduled_s"]) * 1e3
     errors = Counter(ERROR_NAMES[code] for code in records["error"].tolist() if code != OK)
     errors.update(f"status {status}" for status in records["status"].tolist() if status not in (0, 200))
     p50, p90, p99, p999, largest = _percentiles(fct, (50, 90, 99, 99.9, 100))
     late_p50, late_p99, late_max = _percentiles(late, (50, 99, 100))
     return Summary(
-        requests=len(records),
+        requests=len(records) + (len(waiting) if counts_waiting else 0),
+        unanswered=len(waiting),
         answered=len(good),
-        seconds=float(records["scheduled_s"][-1]) - after_s if len(records) else 0.0,
+        seconds=float(sent["scheduled_s"][-1]) - after_s if len(sent) else 0.0,
         mean=float(fct.mean()) if len(fct) else float("nan"),
         p50=p50,
         p90=p90,
