@@ -91,6 +91,7 @@ class Balancer:
         self.c: Any = lib.balancer_create(ffi.cast("void *", start + -start % 64), base, worker, seed, now_ns)
         if self.c == ffi.NULL:
             raise ValueError(f"no balancer for worker {worker} of {segment.limits.max_workers}")
+        self._open: dict[Any, Any] = {}  # open flows are linked with each other in C: they must stay where they are
 
     def refresh(self, now_ns: int) -> bool:
         """Adopt what was published; True when the settings changed."""
@@ -104,9 +105,10 @@ class Balancer:
         return Award(a.server, bool(a.full), a.rule, bool(a.above_reserve), a.bid, a.price)
 
     def open(self, server: int, now_ns: int = 0, *, load: float = 1.0, opened_ns: int | None = None) -> Any:
-        """Open a flow on a server; the flow must be kept until it is closed."""
+        """Open a flow on a server and return it."""
         flow = ffi.new("struct flow *")
         lib.flow_open(self.c, flow, server, load, now_ns if opened_ns is None else opened_ns, now_ns)
+        self._open[flow] = flow
         return flow
 
     def close(
@@ -114,10 +116,12 @@ class Balancer:
     ) -> None:
         """Close a flow; nothing happens when it is not open."""
         lib.flow_close(self.c, flow, now_ns, bytes_in, bytes_out, outcome)
+        self._open.pop(flow, None)
 
     def retry(self, flow: Any, now_ns: int, outcome: int) -> None:
         """Take a flow off its server, to be tried on another."""
         lib.flow_retry(self.c, flow, now_ns, outcome)
+        self._open.pop(flow, None)
 
     def sample(self, now_ns: int) -> None:
         """Take samples of the durations of open flows."""

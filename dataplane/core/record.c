@@ -15,10 +15,9 @@ void balancer_record(struct balancer *b, struct flow_record *r, const char *targ
     r->target_bytes = (uint32_t)kept;
     r->sequence = head + 1u;
     /* What lies behind the end of the target stays as it was: nobody reads it. */
-    uint64_t words[sizeof *r / 8u], n = (offsetof(struct flow_record, target) + kept + 7u) / 8u;
-    memcpy(words, r, n * 8u);
+    size_t bytes = (offsetof(struct flow_record, target) + kept + 7u) & ~(size_t)7u;
     word_store(&slot->sequence, 0); /* the release stores keep it before them */
-    words_release((uint64_t *)(void *)slot + 1, words + 1, n - 1);
+    words_release(&slot->opened_ns, &r->opened_ns, bytes - offsetof(struct flow_record, opened_ns));
     word_release(&slot->sequence, head + 1u); /* pairs with the acquire in segment_read_records() */
     word_release(&b->me->ring_head, head + 1u);
 }

@@ -50,7 +50,7 @@ class Farm:
         journal_slots: int = 64,
         **settings: Any,
     ) -> None:
-        self.now = now
+        self.now = self.began = now
         weights = [1] * n if weights is None else weights
         limits = Limits(
             max_servers=max_servers or max(len(weights), 1),
