@@ -1,6 +1,6 @@
-"""What a policy is: `decide(observation) -> directive`, called every control interval, with no I/O and no clock of its own.
+"""What a policy is: `decide(observation) -> directive`, called every control interval, without I/O or a clock of its own.
 
-A policy is a class with a `name` and a `decide`. It may keep state between calls (what it learned), which it keys by the
+A policy is a class with a `name` and a `decide`. It may keep state between calls (what it learned), keyed by the
 server's id, since rows come and go. Everything it needs is in the observation, everything it does is in the directive:
 
     class LeastConnections:
@@ -23,22 +23,17 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from shm_layout.segment import CURVE_EXACT, CURVE_POINTS
+from shm_layout.layout import CURVE_LOW
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ids = NDArray[np.uint64]
 
 
-def curve_bin_low() -> Floats:
-    """Return the least n of every bin of a curve: 0 … 63, then four to an octave, as segment.h has it."""
-    bins = np.arange(CURVE_POINTS)
-    octave, quarter = np.divmod(np.maximum(bins - CURVE_EXACT, 0), 4)
-    return np.where(bins < CURVE_EXACT, bins, (4 + quarter) << (octave + 4)).astype(np.float64)
-
-
-# Flows in flight at each point of a curve, (CURVE_POINTS,).
-CURVE_N: Floats = curve_bin_low()
+# Flows in flight at each point of a curve, (CURVE_POINTS,): 0 … 63, then four to an octave, as segment.h has it.
+CURVE_N: Floats = CURVE_LOW.astype(np.float64)
+# The middle of each bin of an occupancy profile, which holds the n from its point to before the next.
+CURVE_MIDDLE: Floats = CURVE_N + np.diff(CURVE_N, append=2 * CURVE_N[-1] - CURVE_N[-2]) / 2 - 0.5
 
 
 class PolicyError(ValueError):
@@ -47,7 +42,7 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a server did at each number of flows in flight, (servers, CURVE_POINTS) each; cumulative in an observation."""
+    """What servers did at each number of flows in flight, (servers, CURVE_POINTS) each; cumulative in an observation."""
 
     time: Floats  # seconds with n in flight, the running stretch included
     completions: Floats  # flows that ended from n in flight
@@ -67,8 +62,8 @@ class Profile:
 class Observation:
     """One service as the controller saw it, one row a server slot (free ones included: `active` is False there).
 
-    Counters are cumulative since the server's slot was taken; a policy that wants a rate keeps the observation before and
-    calls `since`. Times are seconds.
+    Counters are cumulative since the server's slot was taken; a policy that wants a rate keeps the observation before, and
+    `same_since` tells which rows may be subtracted. Times are seconds.
     """
 
     now: float  # CLOCK_MONOTONIC (or the simulator's clock)
@@ -78,13 +73,15 @@ class Observation:
     ids: Ids  # (servers,) 0: free slot
     names: tuple[str, ...]
     active: Bools  # (servers,) may take new flows: ready, up, weight > 0, and no backup while another is up
-    weight: Floats  # (servers,) as configured, 0 … 256; slow start's ramp applied
+    weight: Floats  # (servers,) as configured, 0 … 256
     maxconn: Floats  # (servers,) inf: no limit
     in_flight: Floats  # (servers,) over all workers
     profile: Profile
     flows: Floats  # (servers,) opened
     outcomes: Floats  # (servers, OUTCOMES) closed, by enum outcome
     fct_sum: Floats  # (servers,) over flows closed OK or 5xx
+    auctions_won: Floats  # (servers,)
+    bid_sum: Floats  # (servers,) of the winning bids
     read_features: Callable[[], Floats] | None = field(default=None, repr=False)
     read_histogram: Callable[[], Floats] | None = field(default=None, repr=False)
 

@@ -1,0 +1,166 @@
+"""Truthful bids: the marginal social cost of one more flow on a server, from its departure rates and its share of arrivals.
+
+Source    Krishnan, "Joining the right queue: a state-dependent decision rule", IEEE TAC 35(1), 1990: one step of policy
+          improvement on the best static split
+Model     a server ends flows at rate r(n) = min(n, k)·μ with n in flight; k >= 1 need not be whole (a fixed delay on the way,
+          which overlaps with service, makes it a little larger than the number of workers)
+Symbols   λ  its share of the arrivals, π its stationary distribution, g = L(λ) = Σ n π(n) the mean number in flight
+          Δ(n) = h(n + 1) − h(n), where h solves  n − g + λ Δ(n) − r(n) Δ(n − 1) = 0
+Shapes    mu, k, lam (servers,); curves (servers, CURVE_POINTS) seconds
+
+Δ is computed from both sides, forward up to g and backward above it, because then every term that is added is positive and
+no digit is lost; from n = k − 1 on it is the straight line (n − g + c/(c − λ))/(c − λ) with c = kμ.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from controlplane.policy import CURVE_N, Floats
+
+# Beyond this many workers a server is taken as a fluid: its queue begins where n passes k.
+WORKERS_EXACT = 256
+
+# Utilisation that the split never exceeds, on the whole and on each server.
+UTILISATION_MAX = 0.97
+
+# Grid of utilisations on which marginal costs are tabulated, closer together near 1 where they rise fast.
+UTILISATION_GRID: Floats = 1.0 - np.linspace(1.0, 0.06, 64) ** 2
+
+
+def _moments(load: Floats, k: Floats) -> tuple[Floats, Floats]:
+    """Return mean and variance of the number in flight at offered load a = λ/μ < k, elementwise."""
+    top = int(np.ceil(k.max(initial=1.0)))
+    zeroth, first, second = np.ones_like(load), np.zeros_like(load), np.zeros_like(load)
+    # π(n) relative to π(0), rescaled on the way so that it neither overflows nor vanishes.
+    term = np.ones_like(load)
+    for n in range(1, top):
+        term = term * (load / np.minimum(n, k))
+        zeroth, first, second = zeroth + term, first + n * term, second + n * n * term
+        if n % 32 == 0:
+            scale = 1.0 / zeroth
+            term, zeroth, first, second = term * scale, zeroth * scale, first * scale, second * scale
+    # From n = top on the terms are geometric: Σ_j (top + j)^i ρ^j.
+    term = term * (load / np.minimum(top, k))
+    rho = load / k
+    rest = 1.0 / (1.0 - rho)
+    tail1 = rho * rest
+    tail2 = rho * (1.0 + rho) * rest * rest
+    zeroth = zeroth + term * rest
+    first = first + term * rest * (top + tail1)
+    second = second + term * rest * (top * top + 2 * top * tail1 + tail2)
+    mean = first / zeroth
+    return mean, np.maximum(second / zeroth - mean * mean, 0.0)
+
+
+def mean_in_flight(lam: Floats, mu: Floats, k: Floats) -> Floats:
+    """Return L(λ), the mean number in flight, (servers,); λ < kμ."""
+    load = lam / mu
+    few = k <= WORKERS_EXACT
+    mean = np.empty_like(load)
+    if few.any():
+        small = k <= 64
+        for part in (few & small, few & ~small):
+            if part.any():
+                mean[part] = _moments(load[part], k[part])[0]
+    if not few.all():
+        # Many workers: hardly anybody waits below saturation.
+        many = ~few
+        rho = load[many] / k[many]
+        mean[many] = load[many] + rho ** np.sqrt(2.0 * (k[many] + 1.0)) / (1.0 - rho)
+    return mean
+
+
+@lru_cache(maxsize=1)
+def _marginal_table() -> tuple[Floats, Floats]:
+    """Return worker counts (rows,) and μ·dL/dλ on the utilisation grid (rows, grid): dL/dλ = variance of n, over λ."""
+    workers = np.concatenate([np.arange(1.0, 64.0), CURVE_N[(CURVE_N >= 64) & (CURVE_N <= WORKERS_EXACT)]])
+    k = np.repeat(workers[:, None], len(UTILISATION_GRID), axis=1)
+    load = k * UTILISATION_GRID
+    marginal = np.ones_like(load)
+    for row in range(len(workers)):
+        marginal[row, 1:] = _moments(load[row, 1:], k[row, 1:])[1] / load[row, 1:]
+    return workers, np.maximum.accumulate(marginal, axis=1)
+
+
+def split(total: float, mu: Floats, k: Floats) -> Floats:
+    """Return the λ_i that minimise Σ L_i(λ_i) with Σ λ_i = total, by equal marginals; total is cut at 0.97 of Σ kμ."""
+    capacity = mu * k
+    total = min(total, UTILISATION_MAX * float(capacity.sum()))
+    if total <= 0.0 or len(mu) == 0:
+        return np.zeros_like(mu)
+    workers, table = _marginal_table()
+    place = np.interp(k, workers, np.arange(len(workers)))
+    low = np.minimum(place.astype(np.intp), len(workers) - 2)
+    part = (place - low)[:, None]
+    # What one more flow a second costs on each server at each utilisation, in seconds: (servers, grid).
+    marginal = (table[low] * (1.0 - part) + table[low + 1] * part) / mu[:, None]
+    rows = np.arange(len(mu))
+
+    def shares(price: float) -> Floats:
+        above = np.clip((marginal < price).sum(axis=1), 1, len(UTILISATION_GRID) - 1)
+        left, right = marginal[rows, above - 1], marginal[rows, above]
+        inside = np.clip((price - left) / np.maximum(right - left, 1e-300), 0.0, 1.0)
+        rho = UTILISATION_GRID[above - 1] + inside * (UTILISATION_GRID[above] - UTILISATION_GRID[above - 1])
+        found: Floats = capacity * np.where(marginal[:, 0] < price, rho, 0.0)
+        return found
+
+    bottom, top = float(marginal[:, 0].min()), float(marginal[:, -1].max())
+    for _ in range(40):
+        price = float(np.sqrt(bottom * top))
+        if shares(price).sum() < total:
+            bottom = price
+        else:
+            top = price
+        if top <= bottom * (1.0 + 1e-6):
+            break
+    lam = shares(top)
+    # Mend the last bit of the bisection (a step where several equal servers enter at once is shared in proportion).
+    return np.minimum(lam * (total / max(float(lam.sum()), 1e-300)), 0.999 * UTILISATION_GRID[-1] * capacity)
+
+
+def truthful(lam: Floats, mu: Floats, k: Floats) -> Floats:
+    """Return the bid curves Δ(n), (servers, CURVE_POINTS) seconds; λ = 0 gives the flow's own delay (n + 1)/r(n + 1)."""
+    capacity = k * mu
+    g = mean_in_flight(lam, mu, k)
+    slope = 1.0 / (capacity - lam)
+    curves: Floats = np.maximum((CURVE_N - g[:, None]) * slope[:, None] + (capacity * slope * slope)[:, None], 0.0)
+    exact = k <= WORKERS_EXACT
+    small = k <= 64
+    for part in (exact & small, exact & ~small):
+        if part.any():
+            _below_saturation(curves, part, lam, mu, k, g, slope)
+    if not exact.all():
+        many = ~exact
+        wait = np.maximum(CURVE_N + 1.0 - k[many, None], 0.0) * slope[many, None]
+        curves[many] = 1.0 / mu[many, None] + wait
+    return curves
+
+
+def _below_saturation(
+    curves: Floats, rows: np.ndarray, lam: Floats, mu: Floats, k: Floats, g: Floats, slope: Floats
+) -> None:
+    """Replace the straight line by the two recursions where n < k − 1."""
+    lam, mu, k, g, slope = lam[rows], mu[rows], k[rows], g[rows], slope[rows]
+    top = max(int(np.ceil(k.max())) - 1, 0)
+    if top == 0:
+        return
+    delta = np.empty((top + 1, len(lam)))
+    delta[top] = (top - g) * slope + k * mu * slope * slope
+    rate = np.minimum(np.arange(top + 1.0)[:, None], k) * mu
+    for n in range(top, 0, -1):
+        delta[n - 1] = (lam * delta[n] + (n - g)) / rate[n]
+    # Forward from n = 0 where n < g.
+    lam_safe = np.maximum(lam, 1e-300)
+    forward = g / lam_safe
+    for n in range(min(top, int(np.ceil(g.max()))) + 1):
+        if n > 0:
+            forward = (g - n + rate[n] * forward) / lam_safe
+        delta[n] = np.where((n < g) & (n < k - 1.0), forward, delta[n])
+        # the line holds from k − 1 on, also below g
+        line = (n - g) * slope + k * mu * slope * slope
+        delta[n] = np.where(n >= k - 1.0, line, delta[n])
+    points = np.flatnonzero(CURVE_N <= top)
+    curves[np.ix_(np.flatnonzero(rows), points)] = delta[CURVE_N[points].astype(np.intp)].T

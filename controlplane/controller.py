@@ -1,0 +1,232 @@
+"""The controller process: `python -m controlplane.controller`, commands on standard input, answers on standard output.
+
+One thread a service runs its control loop (`controlplane.control_loop`), so that a slow policy of one service does not delay
+another's; the main thread reads commands, one JSON line each, and every one is answered by one line with its `id`:
+
+    {"id": 0, "cmd": "start", "supervisor_pid": 1, "services": [{"service": "web", "segment": "/vickrey.i.web", …}]}
+    {"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "sed"}}
+    {"id": 2, "cmd": "rollback", "service": "web"}
+    {"id": 3, "cmd": "show"}
+
+A policy that changes on its own (demoted, rolled back by the guard) is told as a line {"event": "policy", …}. Logs go to standard
+error. It ends with its input, which ends with the supervisor, and with TERM; INT is ignored: the supervisor decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from controlplane.control_loop import ControlLoop, Spec
+from shm_layout.errors import SegmentError
+from shm_layout.mapping import now_ns
+from shm_layout.segment import ControllerSupersededError, Segment
+
+log = logging.getLogger("vickrey.controller")
+
+# Between the shadow cycles of a policy that is being set, seconds, when the interval is longer.
+SHADOW_INTERVAL = 0.2
+INTERVAL_LEAST = 0.01
+
+
+class CommandError(ValueError):
+    """A command that is refused, and why."""
+
+
+class Service(threading.Thread):
+    """The thread of one service's loop."""
+
+    def __init__(self, loop: ControlLoop) -> None:
+        super().__init__(name=f"control-{loop.service}", daemon=True)
+        self.loop = loop
+        self.ended = ""  # why it gave up
+        self._lock = threading.Condition()
+        self._stopping = False
+        self._hurry = 0  # shadow cycles still to run
+
+    def run(self) -> None:
+        """Run a cycle each interval, on a grid that does not drift; after a pause of the machine, from now on."""
+        due = time.monotonic()
+        while True:
+            with self._lock:
+                while not self._stopping and (wait := due - time.monotonic()) > 0 and not self._woken(due):
+                    self._lock.wait(wait)
+                if self._stopping:
+                    return
+                try:
+                    self.loop.cycle(now_ns())
+                except ControllerSupersededError as error:
+                    self.ended = str(error)
+                except SegmentError as error:
+                    self.ended = f"{self.loop.service}: {error}"
+                if self.ended:
+                    log.error("%s", self.ended)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                self._hurry = max(self._hurry - 1, 0)
+            interval = self.loop.interval
+            due = max(due + interval, time.monotonic() - interval)
+            if self._hurry:
+                due = min(due, time.monotonic() + min(interval, SHADOW_INTERVAL))
+
+    def _woken(self, due: float) -> bool:
+        return self._hurry > 0 and due - time.monotonic() > SHADOW_INTERVAL
+
+    def call(self, do: Callable[[ControlLoop], Any], *, hurry: int = 0) -> Any:
+        """Do something with the loop between two cycles; hurry: run so many cycles soon."""
+        with self._lock:
+            result = do(self.loop)
+            self._hurry = max(self._hurry, hurry)
+            self._lock.notify()
+            return result
+
+    def stop(self) -> None:
+        """End after the cycle that runs."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify()
+
+
+class Controller:
+    """All services, and the conversation with the supervisor."""
+
+    def __init__(self, out: TextIO, *, takeover: bool = False) -> None:
+        self.services: dict[str, Service] = {}
+        self.takeover = takeover
+        self._out = out
+        self._out_lock = threading.Lock()
+
+    def say(self, **message: Any) -> None:
+        """Write one JSON line."""
+        with self._out_lock:
+            try:
+                self._out.write(json.dumps(message) + "\n")
+                self._out.flush()
+            except (BrokenPipeError, ValueError):
+                pass  # nobody listens any more: end of input follows
+
+    def handle(self, line: str) -> None:
+        """Carry out one command and answer it, now or when it is done."""
+        number: Any = None
+        try:
+            command = json.loads(line)
+            if not isinstance(command, dict):
+                raise CommandError("a command is a JSON object")
+            number = command.get("id")
+            answer = self._dispatch(command, number)
+        except (CommandError, SegmentError, ValueError, TypeError, KeyError) as error:
+            text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            self.say(id=number, ok=False, error=text)
+            return
+        if answer is not None:
+            self.say(id=number, ok=True, **answer)
+
+    def _dispatch(self, command: dict[str, Any], number: Any) -> dict[str, Any] | None:
+        match command.get("cmd"):
+            case "start":
+                return self._start(command)
+            case "show":
+                return {"services": {name: s.call(ControlLoop.show) for name, s in self.services.items()}}
+            case "policy":
+                spec = command["policy"]
+                self._service(command).call(lambda loop: loop.swap(spec, self._answer(number)), hurry=4)
+            case "rollback":
+                self._service(command).call(lambda loop: loop.rollback(self._answer(number)), hurry=4)
+            case other:
+                raise CommandError(f"unknown command {other!r}: expected start, policy, rollback or show")
+        return None
+
+    def _answer(self, number: Any) -> Callable[[str | None], None]:
+        """Return what a swap calls when it is done."""
+
+        def done(error: str | None) -> None:
+            if error is None:
+                self.say(id=number, ok=True)
+            else:
+                self.say(id=number, ok=False, error=error)
+
+        return done
+
+    def _service(self, command: dict[str, Any]) -> Service:
+        name = command["service"]
+        if name not in self.services:
+            raise CommandError(f"no service is called {name!r}")
+        return self.services[name]
+
+    def _start(self, command: dict[str, Any]) -> dict[str, Any]:
+        if self.services:
+            raise CommandError("already started")
+        started: list[Service] = []
+        for given in command["services"]:
+            interval = float(given.get("interval", 0.2))
+            if not INTERVAL_LEAST <= interval <= 3600:
+                raise CommandError(f"service {given['service']}: interval {interval} s: expected 0.01 … 3600")
+            segment = Segment.attach(given["segment"], writable=True)
+            loop = ControlLoop(
+                segment,
+                given["service"],
+                given.get("policy", "adaptive"),
+                interval=interval,
+                balancers=int(given.get("balancers", 1)),
+                objective=str(given.get("objective", "mean")),
+            )
+            loop.on_change = self._teller(given["service"])
+            loop.begin(takeover=self.takeover)
+            started.append(Service(loop))
+        for service in started:
+            service.loop.cycle(now_ns())  # the first directive is in force before the answer
+            self.services[service.loop.service] = service
+            service.start()
+        return {"pid": os.getpid()}
+
+    def _teller(self, service: str) -> Callable[[Spec, str], None]:
+        def tell(spec: Spec, why: str) -> None:
+            self.say(event="policy", service=service, policy=spec, why=why)
+
+        return tell
+
+    def stop(self) -> None:
+        """End all loops; the segments stay as they are, and the data plane goes on by the last directive."""
+        for service in self.services.values():
+            service.stop()
+        for service in self.services.values():
+            service.join(1.0)
+            if not service.is_alive():
+                service.loop.segment.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until the input ends; 1: it could not start, or another controller took over."""
+    parser = argparse.ArgumentParser(prog="python -m controlplane.controller", description=__doc__)
+    parser.add_argument("--takeover", action="store_true", help="become the controller although another one runs")
+    args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def terminate(*_: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, terminate)
+    controller = Controller(sys.stdout, takeover=args.takeover)
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                controller.handle(line)
+    except SystemExit:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        controller.stop()
+    return 1 if any(service.ended for service in controller.services.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What each server can do, read off its occupancy profile: s, the time that a flow takes there when it need not wait, and k, how
+many flows it works on at once. Its departure rate is r(n) = min(n, k)/s.
+
+Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at least q are in flight
+                       s   = Σ_{n<q} F / Σ_{n<q} A   completion time of the flows that found fewer than q: they did not queue
+                       it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k = cap·s
+Nothing is assumed of the service distribution. Three things keep small samples from misleading:
+
+- "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over n >= q.
+  A server that was not seen full bears at least the q it was seen to bear, or as many as the others do.
+- s counts the age of the flows still open, else the first answers of a slow server, which are its shortest, flatter it.
+- log s and log k are shrunk to the mean of the servers as far as the servers are alike (empirical Bayes, with the
+  between-server variance of DerSimonian and Laird, 1986): equal servers are treated as equal at once, unequal ones are told
+  apart by some dozens of completions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from controlplane.policy import CURVE_N, Bools, Floats, Profile
+
+# Completions below and above q without which a limit at q is not judged.
+FEW = 8.0
+
+# Shortest time that a flow is taken to last, seconds, and the longest.
+TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
+
+# Workers that a server is taken to have at most.
+WORKERS_MAX = 16384.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The servers' parameters, (servers,) each."""
+
+    s: Floats  # seconds
+    k: Floats  # >= 1, need not be whole
+    samples: Floats  # completions that s rests on; 0: a guess from the others
+    full: Bools  # its limit was seen
+
+    @property
+    def mu(self) -> Floats:
+        return 1.0 / self.s
+
+    @property
+    def capacity(self) -> Floats:
+        return self.k / self.s
+
+
+def shrink(x: Floats, variance: Floats, known: Bools) -> Floats:
+    """Return x drawn to its mean, each as far as its variance is large beside the spread between the known ones.
+
+    Rows not known get the mean, or 0 when none is known.
+    """
+    out = np.zeros_like(x)
+    if not known.any():
+        return out
+    y, v = x[known], variance[known]
+    w = 1.0 / v
+    mean = float((w * y).sum() / w.sum())
+    freedom = len(y) - 1
+    between = 0.0
+    if freedom > 0:
+        scale = float(w.sum() - (w * w).sum() / w.sum())
+        between = max((float((w * (y - mean) ** 2).sum()) - freedom) / scale, 0.0) if scale > 0.0 else 0.0
+    w = 1.0 / (v + between)
+    mean = float((w * y).sum() / w.sum())
+    out[:] = mean
+    out[known] += (y - mean) * (between / (between + v))
+    return out
+
+
+def fit(profile: Profile, open_age: Floats, weight: Floats) -> Fit:
+    """Fit s and k of every server.
+
+    open_age: summed ages of its open flows, seconds. weight: the configured ratio of capacities, the prior of 1/s.
+    """
+    n = len(weight)
+    if n == 0:
+        return Fit(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
+    used = np.flatnonzero(profile.time.any(axis=0) | profile.completions.any(axis=0))
+    top = min(int(used.max(initial=0)) + 2, len(CURVE_N))
+    q = CURVE_N[:top]
+    completions_from = _suffix_sums(profile.completions[:, :top])
+    time_from = _suffix_sums(profile.time[:, :top])
+    flow_time_from = _suffix_sums(profile.time[:, :top] * q)
+    arrivals_below = _prefix_sums(profile.arrivals[:, :top])
+    fct_below = _prefix_sums(profile.found_fct[:, :top])
+    all_arrivals = arrivals_below[:, -1] + profile.arrivals[:, top - 1]
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s_q = fct_below / arrivals_below + (open_age / np.maximum(all_arrivals, 1.0))[:, None]
+        k_q = completions_from / time_from * s_q
+        slack = np.sqrt(1.0 / completions_from + 1.0 / arrivals_below)
+        few = completions_from < FEW
+        full_q = (
+            (arrivals_below >= FEW)
+            & ~few
+            & (k_q <= q * (1.0 + slack))
+            & (k_q * time_from * (1.0 + slack) < flow_time_from)
+        )
+    stop = full_q | few
+    stop[:, 0] = False
+    stop[:, -1] = True
+    rows, at = np.arange(n), stop.argmax(axis=1)
+    full, samples = full_q[rows, at], arrivals_below[rows, at]
+
+    weight = np.maximum(weight, 1e-3)
+    prior = np.log(weight / weight.mean())
+    s_raw = np.where(samples > 0, s_q[rows, at], 1.0)
+    log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
+    log_s = shrink(log_s, 1.0 / np.maximum(samples, 1e-3), samples > 0) - prior
+    k_raw = np.where(full, k_q[rows, at], 1.0)
+    variance = np.where(full, slack[rows, at] ** 2, 1.0)
+    k = np.exp(shrink(np.log(np.clip(k_raw, 1.0, WORKERS_MAX)), variance, full))
+    # With no server seen full, room for one more than was tried: how far it goes is found out flow by flow.
+    k = np.where(full, k, np.maximum(k, q[at] + (0.0 if full.any() else 1.0)))
+    return Fit(np.clip(np.exp(log_s), TIME_FLOOR, TIME_CEILING), np.clip(k, 1.0, WORKERS_MAX), samples, full)
+
+
+def _suffix_sums(x: Floats) -> Floats:
+    """Return Σ_{m≥n} x[m] for each n."""
+    total: Floats = np.cumsum(x[:, ::-1], axis=1)[:, ::-1]
+    return total
+
+
+def _prefix_sums(x: Floats) -> Floats:
+    """Return Σ_{m<n} x[m] for each n."""
+    total = np.zeros_like(x)
+    np.cumsum(x[:, :-1], axis=1, out=total[:, 1:])
+    return total

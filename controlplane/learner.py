@@ -1,0 +1,190 @@
+"""What the controller remembers of each server: decayed occupancy profiles, failures, the arrival rate; and when to forget.
+
+Window    a server's past counts less by a factor e every WINDOW of its completions
+CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood ratio of half and of double the rate; where it
+          passes ALARM, the server has changed, and its past is cut to a few completions' worth. Services whose completions
+          come in lumps (heavy tails) have the ratio divided by their dispersion, so that they raise no false alarm.
+Keyed by the server's id: a slot with another server starts anew, a data plane that starts again costs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from controlplane.estimator import TIME_CEILING, Fit, fit
+from controlplane.policy import CURVE_MIDDLE, CURVE_N, Floats, Observation, Profile
+
+# Completions of a server over which its past fades.
+WINDOW = 2000.0
+# Log-likelihood ratio at which a change is believed, and the completions that are kept of the past then.
+ALARM, KEPT = 9.0, 8.0
+# Expected completions over which the dispersion of one block is taken.
+BLOCK = 32.0
+# Seconds and flows over which failures fade.
+FAILURE_SECONDS, FAILURE_FLOWS = 30.0, 200.0
+# Flows over which the arrival rate is averaged, and the bounds of that in seconds.
+RATE_FLOWS, RATE_SECONDS_MIN, RATE_SECONDS_MAX = 500.0, 2.0, 30.0
+
+FAILED = slice(1, 5)  # outcomes that count against the server: 5xx, connect failed, abort, timeout
+
+
+class Learner:
+    """Learned state of one service; call `update` with every observation, in order."""
+
+    def __init__(self) -> None:
+        self.before: Observation | None = None
+        self.arrival_rate = 0.0  # flows a second, the whole service
+        self.changes = 0  # alarms so far
+        self._rate_flows = self._rate_seconds = 0.0
+        self._allocate(0)
+        self.fit: Fit | None = None
+
+    def _allocate(self, n: int) -> None:
+        points = len(CURVE_N)
+        self._profile = Profile(*(np.zeros((n, points)) for _ in range(4)))
+        # One row of scalars a server.
+        self._scalars = {
+            name: np.zeros(n)
+            for name in (
+                *("open_age", "slowed", "sped", "block_expected", "block_seen", "dispersion", "blocks"),
+                *("failed", "closed", "unseen_seconds", "unseen_flows"),
+            )
+        }
+        self._ids = np.zeros(n, dtype=np.uint64)
+
+    def __getitem__(self, name: str) -> Floats:
+        return self._scalars[name]
+
+    def _match_rows(self, o: Observation) -> None:
+        """Keep the rows whose server is still there, clear the others."""
+        n = o.n_servers
+        if n != len(self._ids):
+            old_profile, old_scalars, old_ids = self._profile, self._scalars, self._ids
+            self._allocate(n)
+            m = min(n, len(old_ids))
+            for name in Profile.__slots__:
+                getattr(self._profile, name)[:m] = getattr(old_profile, name)[:m]
+            for name, values in old_scalars.items():
+                self._scalars[name][:m] = values[:m]
+            self._ids[:m] = old_ids[:m]
+            self.fit = None
+        other = self._ids != o.ids
+        if other.any():
+            for name in Profile.__slots__:
+                getattr(self._profile, name)[other] = 0.0
+            for values in self._scalars.values():
+                values[other] = 0.0
+            self._ids = o.ids.copy()
+
+    def update(self, o: Observation) -> Fit:
+        """Take in what happened since the observation before and return the new fit."""
+        self._match_rows(o)
+        same = o.same_since(self.before)
+        elapsed = o.now - self.before.now if self.before is not None else o.interval
+        elapsed = min(max(elapsed, 1e-6), 3600.0)
+        change = self._change(o, same)
+        ended = change.completions.sum(axis=1)
+        keep = np.exp(-ended / WINDOW)
+        keep = np.where(self._changed(change, ended), np.minimum(keep, KEPT / np.maximum(self._weight(), KEPT)), keep)
+        for name in Profile.__slots__:
+            past = getattr(self._profile, name)
+            past *= keep[:, None]
+            past += getattr(change, name)
+        # The first look may be at hours: no more of it counts than a window.
+        weight = self._weight()
+        if (weight > 1.5 * WINDOW).any():
+            scale = np.minimum(1.0, WINDOW / np.maximum(weight, 1.0))[:, None]
+            for name in Profile.__slots__:
+                getattr(self._profile, name)[:] *= scale
+        opened = self._difference(o.flows, self.before.flows if self.before else None, same)
+        outcomes = self._difference(o.outcomes, self.before.outcomes if self.before else None, same)
+        self._update_ages(o, change, outcomes)
+        self._update_failures(outcomes, elapsed)
+        self._update_rate(float(opened.sum()), elapsed, same)
+        self["unseen_seconds"][:] = np.where(opened > 0, 0.0, self["unseen_seconds"] + elapsed)
+        self["unseen_flows"][:] = np.where(opened > 0, 0.0, self["unseen_flows"] + opened.sum())
+        self.fit = fit(self._profile, self["open_age"], o.weight)
+        self.before = o
+        return self.fit
+
+    def _weight(self) -> Floats:
+        """Completions that each server's profile stands for."""
+        return self._profile.completions.sum(axis=1)
+
+    @staticmethod
+    def _difference(new: Floats, old: Floats | None, same: np.ndarray) -> Floats:
+        change = new.copy()
+        if old is not None:
+            change[same] -= old[: len(same)][same[: len(old)]] if len(old) >= len(same) else old[same[: len(old)]]
+        return np.maximum(change, 0.0)
+
+    def _change(self, o: Observation, same: np.ndarray) -> Profile:
+        before = self.before.profile if self.before is not None else None
+        return Profile(
+            *(
+                self._difference(getattr(o.profile, name), None if before is None else getattr(before, name), same)
+                for name in Profile.__slots__
+            )
+        )
+
+    def _changed(self, change: Profile, ended: Floats) -> np.ndarray:
+        """Return which servers ended flows at another rate than r(n) for too long to be chance."""
+        if self.fit is None or self.before is None:
+            return np.zeros(len(ended), dtype=bool)
+        rate = np.minimum(CURVE_N, self.fit.k[:, None]) / self.fit.s[:, None]
+        expected = np.einsum("ij,ij->i", rate, change.time)
+        seen, want, phi = self["block_seen"], self["block_expected"], self["dispersion"]
+        seen += ended
+        want += expected
+        done = want >= BLOCK
+        if done.any():
+            # Mean of (seen − expected)²/expected over blocks, the last 16 or so; an even process has 1.
+            self["blocks"][done] = np.minimum(self["blocks"][done] + 1.0, 16.0)
+            surprise = (seen[done] - want[done]) ** 2 / want[done]
+            phi[done] += (np.minimum(surprise, 64.0) - phi[done]) / (self["blocks"][done] + 2.0)
+            seen[done] = want[done] = 0.0
+        scale = 1.0 / np.clip(phi, 1.0, 16.0)
+        half = np.log(2.0)
+        slowed, sped = self["slowed"], self["sped"]
+        slowed[:] = np.maximum(slowed + scale * (0.5 * expected - half * ended), 0.0)
+        sped[:] = np.maximum(sped + scale * (half * ended - expected), 0.0)
+        # Before some completions there is no rate to depart from.
+        judged = self.fit.samples >= KEPT
+        alarm = judged & ((slowed > ALARM) | (sped > ALARM))
+        slowed[alarm | ~judged] = 0.0
+        sped[alarm | ~judged] = 0.0
+        self.changes += int(alarm.sum())
+        return alarm
+
+    def _update_ages(self, o: Observation, change: Profile, outcomes: Floats) -> None:
+        """Follow Σ ages of the open flows: flow-seconds that passed less those of the flows that ended."""
+        age = self["open_age"]
+        age += (change.time * CURVE_MIDDLE).sum(axis=1) - change.found_fct.sum(axis=1)
+        # Flows that ended without a sample took the mean age with them.
+        lost = outcomes.sum(axis=1) - change.arrivals.sum(axis=1)
+        age *= np.where(o.in_flight > 0, o.in_flight / (o.in_flight + np.maximum(lost, 0.0) + 1e-9), 0.0)
+        np.clip(age, 0.0, TIME_CEILING, out=age)
+
+    def _update_failures(self, outcomes: Floats, elapsed: float) -> None:
+        failed, closed = outcomes[:, FAILED].sum(axis=1), outcomes[:, :5].sum(axis=1)
+        keep = np.exp(-elapsed / FAILURE_SECONDS - closed / FAILURE_FLOWS)
+        self["failed"][:] = self["failed"] * keep + failed
+        self["closed"][:] = self["closed"] * keep + closed
+
+    def failing(self) -> Floats:
+        """Return the fraction of its flows that each server fails beyond the others' fraction and beyond chance."""
+        failed, closed = self["failed"], self["closed"]
+        others = np.maximum(closed.sum() - closed, 1e-9)
+        usual = np.clip((failed.sum() - failed) / others, 0.0, 1.0)
+        own = failed / (closed + 4.0)
+        chance = 2.0 * np.sqrt(np.maximum(usual * (1.0 - usual), 0.0) / (closed + 4.0))
+        return np.clip(own - usual - chance, 0.0, 1.0)
+
+    def _update_rate(self, opened: float, elapsed: float, same: np.ndarray) -> None:
+        if not same.any():
+            return  # nothing to take a difference from: how long the counters ran is not known
+        seconds = RATE_FLOWS / max(self.arrival_rate, 1e-9)
+        keep = np.exp(-elapsed / min(max(seconds, RATE_SECONDS_MIN), RATE_SECONDS_MAX))
+        self._rate_flows = self._rate_flows * keep + opened
+        self._rate_seconds = self._rate_seconds * keep + elapsed
+        self.arrival_rate = self._rate_flows / self._rate_seconds
