@@ -1,4 +1,4 @@
-"""What is adopted from the segment: whole, checked, of the right epoch. Else it is counted and the last good one stays."""
+"""What is adopted from the segment: whole, checked, of the right epoch. Else it is counted and the last one stays."""
 
 import numpy as np
 import pytest
