@@ -13,13 +13,13 @@ EXAMPLES = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from controlplane.command import add_json
-    from testbed import demo
+    from testbed.demo import add_arguments as add_demo_arguments
 
     add_json(parser)
-    demo.add_arguments(parser)
+    add_demo_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from testbed import demo
+    from testbed.demo import main
 
-    return demo.main(args)
+    return main(args)

@@ -65,14 +65,14 @@ def run(args: argparse.Namespace) -> int:
         usage = args.config is None
         raise CommandError(str(error), status=2 if usage else 1, details={"problems": error.as_json()}) from None
 
-    from controlplane import supervisor
+    from controlplane.supervisor import run as supervise
 
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if args.verbose else logging.INFO,
         format="%(asctime)s %(levelname).1s %(message)s",
     )
-    status = supervisor.run(config, args.config, logging.getLogger("vickrey"))
+    status = supervise(config, args.config, logging.getLogger("vickrey"))
     if args.json:
         print_json({"instance": config.instance, "exit": status})
     return status

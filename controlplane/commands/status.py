@@ -70,15 +70,27 @@ def _process(process: Any) -> str:
 
 def service_line(name: str, service: Mapping[str, Any]) -> str:
     """Return one line for a service."""
+    from controlplane.table import milliseconds, number
+
     listen = service.get("listen", "")
     listening = ", ".join(str(one) for one in listen) if isinstance(listen, list) else str(listen)
     policy = service.get("policy", "")
     policy_name = policy.get("name", "?") if isinstance(policy, dict) else str(policy)
+    if isinstance(policy, dict):
+        if policy.get("mode") == "shadow":
+            policy_name += " (shadow)"
+        elif policy.get("enforcing", 100) != 100:
+            policy_name += f" ({policy['enforcing']} %)"
     words = [name, str(service.get("mode", "")), listening, f"policy {policy_name}"]
     if service.get("rule"):
         words.append(f"rule {service['rule']}")
     if service.get("fallback_active"):
         words.append("FALLBACK ACTIVE")
+    if "rps" in service:
+        words.append(f"{number(service['rps'], 1)} rps")
+    fct = service.get("fct")
+    if isinstance(fct, dict) and fct.get("p50_ms") is not None:
+        words.append(f"FCT p50 {milliseconds(fct['p50_ms'])} p99 {milliseconds(fct.get('p99_ms'))} ms")
     return "  ".join(word for word in words if word)
 
 

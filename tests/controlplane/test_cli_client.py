@@ -40,6 +40,16 @@ def test_status_is_an_aligned_table(api: AdminDouble, capsys: Capture) -> None:
         assert row[:end].endswith(cell)
 
 
+def test_the_line_of_a_service_says_how_far_its_policy_counts(api: AdminDouble, capsys: Capture) -> None:
+    web = {"mode": "tcp", "listen": ["a", "b"], "rps": 1234.5, "fct": {"p50_ms": 4.25, "p99_ms": 120.0}}
+    for policy, shown in (({"mode": "shadow"}, "sed (shadow)"), ({"enforcing": 10}, "sed (10 %)"), ({}, "sed")):
+        service = {**web, "policy": {"name": "sed", **policy}}
+        api.answers["GET", "/v1/status"] = (200, {"services": {"web": service}})
+        assert run(api, "status") == 0
+        line = capsys.readouterr().out.splitlines()[2]
+        assert line == f"web  tcp  a, b  policy {shown}  1,234.5 rps  FCT p50 4.25 p99 120 ms"
+
+
 def test_status_json_is_what_the_balancer_said(api: AdminDouble, capsys: Capture) -> None:
     assert run(api, "status", "--json") == 0
     assert json.loads(capsys.readouterr().out) == STATUS
