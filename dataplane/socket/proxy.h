@@ -44,6 +44,7 @@ struct body {
     bool     done;
     uint64_t left;                          /* FRAME_LENGTH: bytes still to come */
     struct chunked chunks;
+    struct buffer *trailers;                /* "0\r\n" and the trailer fields that came, until they are sent */
 };
 
 struct session {
@@ -221,6 +222,7 @@ void response_eof(struct session *s, struct upstream *up);
 int64_t body_forward(struct body *body, struct conn *dst, struct buffer *buffer, char *at, uint32_t n, char *floor, const char *head,
                      uint32_t head_n);
 void body_begin(struct body *body, enum framing from, enum framing to, uint64_t length);
+void body_drop(struct body *body, struct buffer_pool pools[BUFFER_SIZES]);
 /* proxy_upstream.c */
 extern const struct conn_events upstream_events;
 bool upstream_take(struct session *s, uint32_t server);         /* s->up is connected or connecting; false: no descriptor or memory */

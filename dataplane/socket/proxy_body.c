@@ -38,6 +38,36 @@ static bool push_with_head(struct conn *dst, struct buffer *buffer, char *at, ui
     return true;
 }
 
+/* Trailer fields follow: keep those that may pass behind the last chunk's line. Without a buffer they are left out. */
+static void keep_trailers(struct body *body, struct buffer_pool pools[BUFFER_SIZES])
+{
+    body->trailers = buffer_take(&pools[BUFFER_SMALL]);
+    if (body->trailers) {
+        memcpy(body->trailers->data, LAST_CHUNK, 3);
+        body->chunks.trailer = body->trailers->data + 3;
+        body->chunks.trailer_room = BUFFER_SMALL_BYTES - 5;
+    }
+}
+
+void body_drop(struct body *body, struct buffer_pool pools[BUFFER_SIZES])
+{
+    buffer_drop(pools, body->trailers);
+    body->trailers = NULL;
+}
+
+/* The end of a chunked body: the last chunk, with trailer fields when there are some. */
+static void push_end(struct body *body, struct conn *dst)
+{
+    uint32_t n = body->trailers ? body->chunks.trailer_n : 0;
+    if (n) {
+        memcpy(body->trailers->data + 3 + n, "\r\n", 2);
+        conn_push(dst, body->trailers, body->trailers->data, n + 5);
+    } else {
+        conn_push(dst, NULL, (char *)(uintptr_t)LAST_CHUNK, sizeof LAST_CHUNK - 1);
+    }
+    body_drop(body, dst->loop->pools);
+}
+
 static int64_t forward_chunked(struct body *body, struct conn *dst, struct buffer *buffer, char *at, uint32_t n, char *floor,
                                const char *head, uint32_t head_n)
 {
@@ -45,6 +75,8 @@ static int64_t forward_chunked(struct body *body, struct conn *dst, struct buffe
     uint32_t total = 0, used = 0;
     while (used < n && !body->chunks.done) {
         struct span span = {0};
+        if (body->chunks.last && !body->trailers && body->to == FRAME_CHUNKED)
+            keep_trailers(body, dst->loop->pools);
         int64_t took = chunked_read(&body->chunks, at + used, n - used, &span);
         if (took <= 0)
             return -1;
@@ -62,7 +94,7 @@ static int64_t forward_chunked(struct body *body, struct conn *dst, struct buffe
         if (!push_with_head(dst, buffer, data ? data : at, total, data ? floor : at, head, head_n))
             return -1;
         if (body->done && body->to == FRAME_CHUNKED)
-            conn_push(dst, NULL, (char *)(uintptr_t)LAST_CHUNK, sizeof LAST_CHUNK - 1);
+            push_end(body, dst);
         return used;
     }
     char line[24];
@@ -82,11 +114,16 @@ static int64_t forward_chunked(struct body *body, struct conn *dst, struct buffe
     total += (uint32_t)line_n;
     memcpy(data + total, "\r\n", 2);                /* over the old one, or into the tail of the buffer */
     total += 2;
-    if (body->done) {
+    bool ended = body->done && !body->trailers;     /* without trailer fields the end lies where the old one did */
+    if (ended) {
         memcpy(data + total, LAST_CHUNK, sizeof LAST_CHUNK - 1);
         total += sizeof LAST_CHUNK - 1;
     }
-    return push_with_head(dst, buffer, data, total, floor, head, head_n) ? (int64_t)used : -1;
+    if (!push_with_head(dst, buffer, data, total, floor, head, head_n))
+        return -1;
+    if (body->done && !ended)
+        push_end(body, dst);
+    return used;
 }
 
 int64_t body_forward(struct body *body, struct conn *dst, struct buffer *buffer, char *at, uint32_t n, char *floor, const char *head,

@@ -66,6 +66,7 @@ bool request_start(struct session *s, uint32_t head_bytes)
         s->target_n = head->target.n < TARGET_BYTES ? head->target.n : TARGET_BYTES;
         memcpy(s->target, head->target.at, s->target_n);
     }
+    body_drop(&s->request, w->loop.pools);
     body_begin(&s->request, head->framing, head->framing, head->length);
     struct forward forward = {.client = {s->client_text, s->client_text_n}, .append = s->trusted};
     size_t n = http_write_request(head, &forward, w->scratch, sizeof w->scratch);

@@ -151,6 +151,7 @@ static void head_received(struct session *s, struct upstream *up, struct buffer 
         return;
     }
     s->head_sent = true;
+    body_drop(&s->response, w->loop.pools);
     body_begin(&s->response, w->head.framing, to, w->head.length);
     /* The old head was read: its place takes the new one. */
     forward_body(s, up, buffer, at, n, buffer->data, w->scratch, (uint32_t)out);

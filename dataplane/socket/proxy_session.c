@@ -274,6 +274,8 @@ void session_close(struct session *s, bool reset)
     timer_clear(&s->timer);
     request_drop_held(s);
     session_drop_input(s);
+    body_drop(&s->request, w->loop.pools);
+    body_drop(&s->response, w->loop.pools);
     list_remove(w, s);
     COUNT(w, connections, -1);
     s->state = SESSION_FREE;

@@ -148,6 +148,17 @@ def test_a_chunked_answer_is_decoded_for_a_1_0_client(start_origin, start_balanc
     assert balancer.exchange(b"GET /x HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\nabcde")
 
 
+def test_trailer_fields_pass_but_not_those_that_frame(start_origin, start_balancer, io):
+    trailers = b"X-Sum: 42\r\nContent-Length: 9\r\nX-More: 1\r\n"
+    chunks = b"3;q=1\r\nabc\r\n1\r\nd\r\n0\r\n" + trailers + b"\r\n"
+    origin = start_origin(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks, close=False))
+    balancer = start_balancer([origin.port], io=io)
+    with balancer.connect() as s:
+        s.sendall(GET)
+        reply = read_message(s, b"0\r\nX-Sum: 42\r\nX-More: 1\r\n\r\n")
+        assert reply.endswith(b"4\r\nabcd\r\n0\r\nX-Sum: 42\r\nX-More: 1\r\n\r\n")
+
+
 def test_ab_s_keep_alive_of_http_1_0_works(start_origin, start_balancer, io):
     origin = start_origin(answer())
     balancer = start_balancer([origin.port], io=io)
