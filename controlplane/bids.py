@@ -17,8 +17,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.policy import CURVE_N, Floats
+from shm_layout.layout import CURVE_EXACT
 
 # Beyond this many workers a server is taken as a fluid: its queue begins where n passes k.
 WORKERS_EXACT = 256
@@ -104,8 +106,7 @@ def split(total: float, mu: Floats, k: Floats) -> Floats:
         left, right = marginal[rows, above - 1], marginal[rows, above]
         inside = np.clip((price - left) / np.maximum(right - left, 1e-300), 0.0, 1.0)
         rho = UTILISATION_GRID[above - 1] + inside * (UTILISATION_GRID[above] - UTILISATION_GRID[above - 1])
-        found: Floats = capacity * np.where(marginal[:, 0] < price, rho, 0.0)
-        return found
+        return np.asarray(capacity * np.where(marginal[:, 0] < price, rho, 0.0))
 
     bottom, top = float(marginal[:, 0].min()), float(marginal[:, -1].max())
     for _ in range(40):
@@ -117,50 +118,51 @@ def split(total: float, mu: Floats, k: Floats) -> Floats:
         if top <= bottom * (1.0 + 1e-6):
             break
     lam = shares(top)
-    # Mend the last bit of the bisection (a step where several equal servers enter at once is shared in proportion).
-    return np.minimum(lam * (total / max(float(lam.sum()), 1e-300)), 0.999 * UTILISATION_GRID[-1] * capacity)
+    # Mend the last bit of the bisection: where several equal servers enter at once, they share in proportion.
+    lam *= total / max(float(lam.sum()), 1e-300)
+    found: Floats = np.minimum(lam, UTILISATION_GRID[-1] * capacity)
+    return found
 
 
 def truthful(lam: Floats, mu: Floats, k: Floats) -> Floats:
-    """Return the bid curves Δ(n), (servers, CURVE_POINTS) seconds; λ = 0 gives the flow's own delay (n + 1)/r(n + 1)."""
+    """Return the bid curves Δ(n), (servers, CURVE_POINTS) seconds; λ = 0 gives a flow's own delay (n + 1)/r(n + 1)."""
     capacity = k * mu
     g = mean_in_flight(lam, mu, k)
     slope = 1.0 / (capacity - lam)
-    curves: Floats = np.maximum((CURVE_N - g[:, None]) * slope[:, None] + (capacity * slope * slope)[:, None], 0.0)
-    exact = k <= WORKERS_EXACT
-    small = k <= 64
-    for part in (exact & small, exact & ~small):
-        if part.any():
-            _below_saturation(curves, part, lam, mu, k, g, slope)
-    if not exact.all():
-        many = ~exact
+    curves: Floats = (CURVE_N - g[:, None]) * slope[:, None] + (capacity * slope * slope)[:, None]
+    few = k <= WORKERS_EXACT
+    small = k <= CURVE_EXACT
+    # Two groups, so that one server of many workers does not make the recursions long for all.
+    for rows in (np.flatnonzero(small), np.flatnonzero(few & ~small)):
+        if len(rows):
+            _below_saturation(curves, rows, lam[rows], mu[rows], k[rows], g[rows], slope[rows])
+    many = np.flatnonzero(~few)
+    if len(many):
         wait = np.maximum(CURVE_N + 1.0 - k[many, None], 0.0) * slope[many, None]
         curves[many] = 1.0 / mu[many, None] + wait
-    return curves
+    # Rounding may make equal neighbours fall by an ulp.
+    return np.maximum.accumulate(np.maximum(curves, 0.0), axis=1)
 
 
 def _below_saturation(
-    curves: Floats, rows: np.ndarray, lam: Floats, mu: Floats, k: Floats, g: Floats, slope: Floats
+    curves: Floats, rows: NDArray[np.intp], lam: Floats, mu: Floats, k: Floats, g: Floats, slope: Floats
 ) -> None:
-    """Replace the straight line by the two recursions where n < k − 1."""
-    lam, mu, k, g, slope = lam[rows], mu[rows], k[rows], g[rows], slope[rows]
-    top = max(int(np.ceil(k.max())) - 1, 0)
-    if top == 0:
+    """Replace the straight line by the recursions where n < k − 1; all but curves are of these rows."""
+    top = int(np.ceil(k.max())) - 1
+    if top <= 0:
         return
-    delta = np.empty((top + 1, len(lam)))
-    delta[top] = (top - g) * slope + k * mu * slope * slope
-    rate = np.minimum(np.arange(top + 1.0)[:, None], k) * mu
-    for n in range(top, 0, -1):
-        delta[n - 1] = (lam * delta[n] + (n - g)) / rate[n]
-    # Forward from n = 0 where n < g.
-    lam_safe = np.maximum(lam, 1e-300)
-    forward = g / lam_safe
-    for n in range(min(top, int(np.ceil(g.max()))) + 1):
-        if n > 0:
-            forward = (g - n + rate[n] * forward) / lam_safe
-        delta[n] = np.where((n < g) & (n < k - 1.0), forward, delta[n])
-        # the line holds from k − 1 on, also below g
-        line = (n - g) * slope + k * mu * slope * slope
-        delta[n] = np.where(n >= k - 1.0, line, delta[n])
-    points = np.flatnonzero(CURVE_N <= top)
-    curves[np.ix_(np.flatnonzero(rows), points)] = delta[CURVE_N[points].astype(np.intp)].T
+    n = np.arange(top + 1.0)[:, None]
+    rate = np.minimum(n, k) * mu
+    line = (n - g) * slope + k * mu * slope * slope
+    delta = line.copy()
+    for m in range(top, 0, -1):
+        delta[m - 1] = (lam * delta[m] + (m - g)) / rate[m]
+    ahead = np.where(lam > 1e-12 * mu, lam, np.inf)  # so little traffic has g < 1: only n = 0 would go forward
+    forward = np.where(np.isinf(ahead), 1.0 / mu, g / ahead)
+    for m in range(min(top, int(np.ceil(g.max()))) + 1):
+        if m > 0:
+            forward = (g - m + rate[m] * forward) / ahead
+        delta[m] = np.where(m < g, forward, delta[m])
+    delta = np.where(n >= k - 1.0, line, delta)
+    points = np.flatnonzero(top >= CURVE_N)
+    curves[rows[:, None], points] = delta[CURVE_N[points].astype(np.intp)].T
