@@ -26,15 +26,20 @@ ffi = FFI()
 
 
 def new(ctype: str, init: Any = None) -> Any:
-    library()  # declares the types
+    declare()
     return ffi.new(ctype, init)
 
 
 @cache
-def library() -> Any:
+def library(*flags: str) -> Any:
+    declare()
+    return ffi.dlopen(str(build_c("http.so", SOURCES, ["-shared", "-fPIC", *flags])))
+
+
+@cache
+def declare() -> None:
     header = (ROOT / "dataplane/socket/http.h").read_text()
     ffi.cdef(re.sub(r"^#(?!define \w+ \d).*$", "", header, flags=re.MULTILINE))
-    return ffi.dlopen(str(build_c("http.so", SOURCES, ["-shared", "-fPIC"])))
 
 
 class Fence:
@@ -77,9 +82,10 @@ def text(span: Any) -> bytes:
     return bytes(ffi.buffer(span.at, span.n)) if span.n else b""
 
 
-def parse_request(data: bytes, at_end: bool = True) -> Head:
+def parse_request(data: bytes, at_end: bool = True, *flags: str) -> Head:
+    """flags: of the compiler, for a library of its own."""
     head = new("struct http_head *")
-    return Head(library().http_parse_request(fence.put(data, at_end), len(data), head), head)
+    return Head(library(*flags).http_parse_request(fence.put(data, at_end), len(data), head), head)
 
 
 def parse_response(data: bytes, method: str = "GET", at_end: bool = True) -> Head:

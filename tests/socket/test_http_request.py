@@ -42,6 +42,17 @@ def test_a_damaged_head_gets_the_same_verdict_wherever_it_was_split(vector: Vect
     assert http_c.parse_request(bytes(request[:n])).result in (0, whole)
 
 
+@pytest.mark.parametrize("vector", ALL, ids=lambda v: v.sentence)
+def test_without_vector_instructions_the_verdicts_are_the_same(vector: Vector) -> None:
+    for n in range(min(len(vector.request), 200)):
+        whole, part = vector.request, vector.request[:n]
+        damaged = part + b"\x7f" + whole[n + 1 : 2000]
+        for data in (whole, part, damaged):
+            scalar = http_c.parse_request(data, True, "-U__SSE2__")
+            vectorised = http_c.parse_request(data)
+            assert scalar.result == vectorised.result
+
+
 token = st.text("!#$%&'*+-.^_`|~09azAZ", min_size=1, max_size=20).map(str.encode)
 value = st.lists(st.integers(0x21, 0xFF).filter(lambda b: b != 0x7F), max_size=40).map(bytes)
 blanks = st.text(" \t", max_size=3).map(str.encode)
