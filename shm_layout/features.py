@@ -101,7 +101,7 @@ def percentiles(histogram: ArrayLike, q: ArrayLike) -> Floats:
     wanted = np.atleast_1d(np.asarray(q, dtype=np.float64)) / 100.0
     if counts.shape[-1] != HISTOGRAM_BUCKETS:
         raise ValueError(f"histogram of {counts.shape[-1]} buckets, expected {HISTOGRAM_BUCKETS}")
-    if ((wanted < 0) | (wanted > 1)).any():
+    if not ((wanted >= 0) & (wanted <= 1)).all():
         raise ValueError("percentiles outside of 0 … 100")
     upto = np.cumsum(counts, axis=-1)
     total = upto[..., -1:]

@@ -98,7 +98,9 @@ def test_a_publisher_killed_at_random_moments_leaves_readers_and_successors_work
     moments = random.Random(7)
     with Segment.create(name, ROOMY, "web") as segment:
         reader, newest, odd = None, 0, 0
-        for _ in range(60):
+        for kills in range(400):
+            if kills >= 40 and odd >= 3:
+                break
             writer = start(program, "write", segment)
             reader = reader or start(program, "read", segment)
             time.sleep(moments.uniform(0, 0.01))
@@ -110,8 +112,7 @@ def test_a_publisher_killed_at_random_moments_leaves_readers_and_successors_work
             found = read_version(segment)  # nobody writes: it must succeed at once
             assert found >= newest > -1
             newest = found
-        print(f"{odd} of 60 were killed with a buffer half written")
-        assert odd > 0, "no writer was killed inside a publication: the test proves nothing"
+        assert odd >= 3, "hardly a writer was killed inside a publication: the test proves nothing"
         assert reader is not None
         assert int(stop(reader).split()[0]) > 0
         segment.publish_settings(settings(99))
