@@ -15,7 +15,7 @@ import json
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ DRAIN_S = 1.5  # after a phase; who has no answer by then is counted with the ag
 OUTSIDE_PHASES_S = 3.0  # start and end
 WINDOW_S = 5.0
 REFRESH_S = 0.25
+SWITCH_S = 0.0005  # the thread that draws gives way to the load after so long
 
 
 @dataclass
@@ -51,14 +52,16 @@ class Phase:
     elapsed_s: float = 0.0
     in_flight: int = 0
     recent: deque[Finished] = field(default_factory=deque)
+    shown: list[Finished] = field(default_factory=list)  # what was answered in the last WINDOW_S
     servers: list[dict[str, Any]] = field(default_factory=list)  # as the admin API says
     summary: Summary | None = None
 
-    def window(self) -> list[Finished]:
-        """What was answered in the last seconds."""
+    def look(self, generator: Generator) -> None:
+        """Take what is to be shown."""
+        self.elapsed_s, self.in_flight = generator.now_s, generator.in_flight
         while self.recent and self.recent[0].at_s < self.elapsed_s - WINDOW_S:
             self.recent.popleft()
-        return list(self.recent)
+        self.shown = list(self.recent)
 
     def as_dict(self) -> dict[str, Any]:
         summary = self.summary.as_dict() if self.summary else None
@@ -106,15 +109,16 @@ class Demo:
         self.phase_s = max(per_phase, 1.0)
         self.schedule = with_prelude(poisson(self.rate, self.phase_s, args.seed, DEMAND), self.rate, args.seed)
 
-    async def run(self, show: Any) -> None:
-        """Run all phases; show(self) is called a few times a second."""
+    async def run(self, show: Callable[[Demo], None]) -> None:
+        """Run all phases; show(self) is called a few times a second, in a thread."""
+        sys.setswitchinterval(SWITCH_S)
         for policy, title in PHASES:
             phase = Phase(policy, title, self.phase_s)
             self.phases.append(phase)
             await self._run_phase(phase, show)
             await asyncio.to_thread(self._empty)
 
-    async def _run_phase(self, phase: Phase, show: Any) -> None:
+    async def _run_phase(self, phase: Phase, show: Callable[[Demo], None]) -> None:
         target = Target("127.0.0.1", self.balancer.port)
         generator = Generator(target, self.schedule, watch=phase.recent.append)
         run = asyncio.create_task(generator.run())
@@ -122,10 +126,10 @@ class Demo:
         try:
             while not run.done():
                 await asyncio.wait([run], timeout=REFRESH_S)
-                phase.elapsed_s, phase.in_flight = generator.now_s, generator.in_flight
                 if generator.now_s > self.schedule.duration_s + DRAIN_S:
                     generator.abort()
-                show(self)
+                phase.look(generator)
+                await asyncio.to_thread(show, self)  # drawing takes milliseconds; requests leave meanwhile
             await helpers[0]
             phase.summary = summarize(run.result(), after_s=PRELUDE_S, counts_waiting=True)
         finally:

@@ -31,7 +31,7 @@ class View:
         self._next_line = 0.0
 
     def start(self, demo: Demo) -> None:
-        args, say = demo.args, self.console.print
+        args, say = demo.args, self._say
         speeds = ", ".join(f"{speed:g}" for speed in args.servers)
         say(f"servers    {len(args.servers)} of speeds {speeds}, {args.workers} at once each; the balancer is not told")
         say(f"balancer   {demo.balancer.url}     dashboard   {demo.balancer.dashboard_url}")
@@ -42,6 +42,9 @@ class View:
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
 
     def stop(self) -> None:
         if self._live:
@@ -59,32 +62,35 @@ class View:
 
     def summary(self, phases: Sequence[Phase], interrupted: bool) -> None:
         """The phases side by side."""
+        say = self._say
         finished = [phase for phase in phases if phase.summary]
         if not finished:
             return
-        first = finished[0].summary
-        assert first is not None
         table = Table(title="Flow completion time, ms", title_justify="left", box=None, pad_edge=False)
         table.add_column("policy")
-        for name in ("mean", "p50", "p90", "p99", "p99 to the first", "unanswered", "errors"):
-            table.add_column(name, justify="right")
+        for name in ("mean", "p50", "p90", "p99", "unanswered", "errors"):
+            table.add_column(name, justify="right", min_width=8)
         for phase in finished:
             s = phase.summary
             assert s is not None
             row = [f"{value:.1f}" for value in (s.mean, s.p50, s.p90, s.p99)]
-            errors = sum(s.errors.values())
-            table.add_row(phase.policy, *row, f"{s.p99 / first.p99:.3f}", str(s.unanswered), str(errors))
-        self.console.print()
+            table.add_row(phase.policy, *row, str(s.unanswered), str(sum(s.errors.values())))
+        say("")
         self.console.print(table)
+        last = finished[-1].summary
+        for phase in finished[:-1]:
+            if phase.summary and last:
+                mean, p99 = last.mean / phase.summary.mean, last.p99 / phase.summary.p99
+                say(f"{finished[-1].policy} to {phase.policy}: mean {mean:.3f}, p99 {p99:.3f} of it")
         if any(phase.summary.unanswered for phase in finished if phase.summary):
-            self.console.print("unanswered: still waiting when the phase ended; counted with the age they had reached")
+            say("unanswered: still waiting when the phase ended; counted with the age they had reached")
         late = max(phase.summary.late_p99 for phase in finished if phase.summary)
         if not all(phase.summary.is_valid for phase in finished if phase.summary):
             self.console.print(
                 f"the load generator was late (p99 {late:.1f} ms): too little CPU, do not trust the figures"
             )
         if interrupted:
-            self.console.print("interrupted: the other phases did not run to their end")
+            say("interrupted: the other phases did not run to their end")
 
 
 def _percentiles(finished: Sequence[Finished]) -> tuple[float, float]:
@@ -102,7 +108,7 @@ def _ms(value: float) -> str:
 
 
 def _servers(demo: Demo, phase: Phase) -> Table:
-    window = phase.window()
+    window = phase.shown
     by_server: dict[str, list[Finished]] = {}
     for one in window:
         by_server.setdefault(one.server, []).append(one)
@@ -130,7 +136,7 @@ def _servers(demo: Demo, phase: Phase) -> Table:
 
 
 def _overall(phase: Phase) -> Text:
-    p50, p99 = _percentiles(phase.window())
+    p50, p99 = _percentiles(phase.shown)
     elapsed = min(max(phase.elapsed_s, 0.0), phase.seconds + 9)
     fct = f"FCT p50 {_ms(p50):>6}  p99 {_ms(p99):>6} ms"
     return Text(f"{phase.policy:<9} {elapsed:4.0f} s  in flight {phase.in_flight:4d}  {fct}", style="bold")
