@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from controlplane import registry
 from controlplane.config import WORKERS_MAX, Config, Policy, Service, Timeout
-from controlplane.config_errors import ConfigError, Path, Problem, describe, did_you_mean, locate
+from controlplane.config_errors import ConfigError, Path, Problem, describe, did_you_mean, locate, nearest
 from controlplane.config_values import Address, Resolver, format_duration
 from controlplane.config_yaml import Document
 
@@ -35,13 +35,16 @@ def validate(document: Document, *, instance: str, strict: bool, resolve: Resolv
     try:
         config = Config.model_validate(document.root, context=context)
     except ValidationError as errors:
-        paths = []
         found_within = {error["loc"][:n] for error in errors.errors() for n in range(len(error["loc"]))}
+        meant = {(path[:-1], what) for path, what in _misspelt(errors)}
+        paths = []
         for error in errors.errors():
-            if error["type"] == "too_short" and error["loc"] in found_within:
-                continue  # only because its elements are bad
             path = _path(error["loc"])
             paths.append(path)
+            if error["type"] == "too_short" and error["loc"] in found_within:
+                continue  # only because its elements are bad
+            if error["type"] == "missing" and (path[:-1], path[-1]) in meant:
+                continue  # it is there, misspelt
             if error["input"] is not None or not _has_problem(problems, document, path):
                 what = _unknown_key(path) if error["type"] == "extra_forbidden" else describe(error)
                 problems.append(locate(document.file, document.positions, path, what))
@@ -89,6 +92,15 @@ def _unknown_key(path: Path) -> str:
     near = did_you_mean(path[-1], within)
     place = next((outer for key, outer in within.items() if f"'{key}'" in near), "")
     return "unknown key" + near + (f", a key of {place}" if place else "")
+
+
+def _misspelt(errors: ValidationError) -> Iterator[tuple[Path, str]]:
+    """Yield each unknown key's path, and the key that was meant by it where one is near."""
+    for error in errors.errors():
+        path = _path(error["loc"])
+        if error["type"] == "extra_forbidden" and (model := _model_at(path[:-1])):
+            for key in nearest(path[-1], _fields(model)):
+                yield path, key
 
 
 def _model_at(path: Path) -> type[BaseModel] | None:

@@ -67,9 +67,14 @@ def locate(file: str, positions: Positions, path: Path, what: str) -> Problem:
     return Problem(file, 0, 0, key_text(path), what)
 
 
+def nearest(word: object, known: Iterable[str]) -> list[str]:
+    """Return the known word that is meant by a misspelt one; [] when none is near."""
+    return difflib.get_close_matches(str(word)[:80].lower(), list(known), n=1, cutoff=0.6)
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return " (did you mean 'weight'?)", or nothing when no known word is near."""
-    near = difflib.get_close_matches(str(word)[:80].lower(), list(known), n=1, cutoff=0.6)
+    near = nearest(word, known)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

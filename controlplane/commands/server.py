@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from controlplane.client import Client
 
 DESCRIPTION = """\
-List servers, or change them until the next reload or restart. No connection is dropped:
+List servers, or change them until the next restart. No connection is dropped:
 drain gives a server no new flows, maint also stops its health checks, ready undoes both."""
 
 EXAMPLES = """

@@ -327,6 +327,12 @@ def test_a_bad_key_does_not_hide_a_clash_elsewhere(tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in found] == ["service.web.servers[1]", "service.web.worker"]
 
 
+def test_a_key_that_is_needed_and_misspelt_is_one_mistake(tmp_path: Path) -> None:
+    assert problems(tmp_path, service().replace("servers:", "serverz:")) == [
+        "web.yaml:4:5: service.web.serverz: unknown key (did you mean 'servers'?)"
+    ]
+
+
 def test_strict_wants_every_timeout_spelled_out(tmp_path: Path) -> None:
     text = service("timeout: {connect: 1s, client: 1s, server: 1s, queue: 1s, tunnel: 1h, http-request: 1s}")
     assert problems(tmp_path, text) == []
