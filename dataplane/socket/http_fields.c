@@ -211,8 +211,6 @@ struct connection_options parse_connection(struct http_head *head, const struct 
                 asked.close = true;
             else if (span_equals(option, "upgrade"))
                 asked.upgrade = true;
-            else if (span_equals(option, "te"))
-                asked.te = true;
             else if (named++ < HTTP_FIELDS_MAX)
                 drop_named(head, option);
             else

@@ -55,7 +55,7 @@ bool parse_length(struct span value, uint64_t *length);
 
 /* What the Connection fields of a head ask for. */
 struct connection_options {
-    bool close, keep_alive, upgrade, te;
+    bool close, keep_alive, upgrade;
     bool too_many;                      /* fields named: a walk over all of them for each is bounded, the head is refused */
 };
 

@@ -81,6 +81,16 @@ static bool host_is_valid(struct span host)
     return port <= 65535;
 }
 
+/* Bytes of "http://" or "https://" in front of something; 0: another scheme, or none. */
+static uint32_t scheme_bytes(struct span target)
+{
+    if (target.n > 7 && token_equals(target.at, "http", 4) && memcmp(target.at + 4, "://", 3) == 0)
+        return 7;
+    if (target.n > 8 && token_equals(target.at, "https", 5) && memcmp(target.at + 5, "://", 3) == 0)
+        return 8;
+    return 0;
+}
+
 /* Absolute-form becomes origin-form; its authority is the host, whatever Host says (RFC 9112, 3.2.2). */
 static bool split_target(struct http_head *head)
 {
@@ -90,9 +100,7 @@ static bool split_target(struct http_head *head)
         return true;
     if (target->n == 1 && target->at[0] == '*')
         return head->method == HTTP_OPTIONS;
-    const uint32_t scheme = target->n > 7 && token_equals(target->at, "http", 4) && memcmp(target->at + 4, "://", 3) == 0    ? 7
-                            : target->n > 8 && token_equals(target->at, "https", 5) && memcmp(target->at + 5, "://", 3) == 0 ? 8
-                                                                                                                             : 0;
+    const uint32_t scheme = scheme_bytes(*target);
     if (scheme == 0)
         return false;
     const char *p = target->at + scheme, *end = target->at + target->n;

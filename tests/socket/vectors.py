@@ -403,7 +403,6 @@ EXPECTATIONS = [
         b"Content-Length: 5",
         b"Expect: 100-continue",
         body=b"hello",
-        tags=("continue",),
     ),
     forwarded("Expect without a body goes", get(b"Expect: 100-continue"), b"GET /"),
     forwarded(
