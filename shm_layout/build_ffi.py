@@ -87,7 +87,7 @@ def fingerprint() -> str:
 def build(verbose: bool = False) -> bool:
     """Build the module beside this file unless it is up to date; return whether it was built."""
     stamp = ROOT / "build" / "shm_layout.stamp"
-    target = FOLDER / f"_segment{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = FOLDER / "_segment.abi3.so"  # the name that pip gives it: one file, however it was built
     stamp.parent.mkdir(exist_ok=True)
     with open(stamp.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time
@@ -95,10 +95,12 @@ def build(verbose: bool = False) -> bool:
         if target.exists() and stamp.exists() and stamp.read_text() == wanted:
             return False
         # In its own process: paths are relative to the root, and a build changes folder and arguments.
-        command = [sys.executable, "-c", f"from shm_layout.build_ffi import ffibuilder; ffibuilder.compile({verbose=})"]
+        compile_it = f"ffibuilder.compile({verbose=}, target={str(target.relative_to(ROOT))!r})"
+        command = [sys.executable, "-c", f"from shm_layout.build_ffi import ffibuilder; {compile_it}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=not verbose, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"shm_layout._segment does not build:\n{done.stdout or ''}{done.stderr or ''}")
+        (FOLDER / f"_segment{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)  # would be taken first
         stamp.write_text(wanted)
     return True
 
