@@ -45,6 +45,7 @@ static void carve_book(struct carver *c, struct book *k, size_t n, size_t padded
     k->classic.base = carve(c, padded * sizeof(float));
     k->classic.factor = carve(c, padded * sizeof(float));
     k->classic.tail = carve(c, padded * sizeof(float));
+    k->classic.noise = carve(c, padded * sizeof(float));
     k->classic.servers = carve(c, n * sizeof *k->classic.servers);
 }
 

@@ -76,20 +76,42 @@ static void classic_prepare(struct balancer *b, struct book *k, const struct dir
         if (!known)
             k->classic.servers[i].capacity = (e[i].weight ? (float)e[i].weight : 1.0f) * scale;
     }
+    memset(k->classic.noise, 0, b->padded * sizeof *k->classic.noise);
     k->noise = d ? d->classic_noise : 0.0f;
     k->reserve = d ? d->classic_reserve : 0.0f;
 }
 
+/* What everybody asks for a flow of this load, as keys; written once, compiled for either width. */
+static inline __attribute__((always_inline)) void ask(const struct book *k, float load, const float *noise, int32_t *bids,
+                                                      uint32_t padded)
+{
+    const float *base = k->classic.base, *factor = k->classic.factor, *tail = k->classic.tail;
+    for (uint32_t i = 0; i < padded; i++) {
+        union { float f; int32_t i; } asked = { .f = ((base[i] + load) * factor[i] + noise[i]) * tail[i] };
+        asked.f = asked.f < CLASSIC_CAP ? asked.f : CLASSIC_CAP;
+        bids[i] = asked.i > k->key[i] ? asked.i : k->key[i];
+    }
+}
+
+static void ask_portable(const struct book *k, float load, const float *noise, int32_t *bids, uint32_t padded)
+{
+    ask(k, load, noise, bids, padded);
+}
+
+SCAN_AVX2 static void ask_wide(const struct book *k, float load, const float *noise, int32_t *bids, uint32_t padded)
+{
+    ask(k, load, noise, bids, padded);
+}
+
 static struct award classic_dispatch(struct balancer *b, struct book *k, const struct flow_key *key)
 {
-    const struct classic_terms *c = &k->classic;
     float load = key->load >= 0.0f && !isinf(key->load) ? key->load : 0.0f;
-    for (uint32_t i = 0; i < b->padded; i++) {
-        float noise = k->noise > 0.0f ? rng_unit(&b->rng) * k->noise : 0.0f;
-        float bid = ((c->base[i] + load) * c->factor[i] + noise) * c->tail[i];
-        int32_t asked = key_of(bid < CLASSIC_CAP ? bid : CLASSIC_CAP);
-        b->bids[i] = asked > k->key[i] ? asked : k->key[i];
-    }
+    for (uint32_t i = 0; i < b->n_slots && k->noise > 0.0f; i++)
+        k->classic.noise[i] = rng_unit(&b->rng) * k->noise;
+    if (b->scan->wide)
+        ask_wide(k, load, k->classic.noise, b->bids, b->padded);
+    else
+        ask_portable(k, load, k->classic.noise, b->bids, b->padded);
     struct award award = auction(b, b->bids);
     award.above_reserve = award.server != NO_SERVER && k->reserve > 0.0f && award.bid > k->reserve;
     return award;

@@ -49,9 +49,10 @@ struct rule {
 
 extern const struct rule rule_maglev, rule_alias, rule_wrr, rule_bids, rule_classic;
 
-/* One server's part in the classic auction: bid = min((base + load) · factor · tail, cap). */
+/* One server's part in the classic auction: bid = min(((base + load) · factor + noise) · tail, cap). */
 struct classic_terms {
     float *base, *factor, *tail;    /* s·ρ, (1 + r·max(0, ρ − t))·neural, 1 + c/200 */
+    float *noise;                   /* ε of this auction; zero when there is none */
     struct classic_server *servers;
 };
 

@@ -41,8 +41,18 @@ static uint32_t portable_find(const int32_t *key, uint32_t padded, int32_t value
     return 0;
 }
 
+static int32_t portable_turn(int32_t *key, const int32_t *step, uint32_t padded)
+{
+    int32_t least = KEY_NONE;
+    for (uint32_t i = 0; i < padded; i++) {
+        key[i] -= step[i];
+        least = least_of(least, key[i]);
+    }
+    return least;
+}
+
 static const struct scanner portable = {
-    .name = "portable", .two_least = portable_two_least, .count = portable_count, .find = portable_find
+    .name = "portable", .two_least = portable_two_least, .count = portable_count, .find = portable_find, .turn = portable_turn
 };
 
 const struct scanner *scanner_portable(void)
@@ -53,10 +63,8 @@ const struct scanner *scanner_portable(void)
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2,popcnt")))
-
 /* Keep the two least of each lane, then of the lanes. */
-AVX2 static struct scan_least avx2_two_least(const int32_t *key, uint32_t padded)
+SCAN_AVX2 static struct scan_least avx2_two_least(const int32_t *key, uint32_t padded)
 {
     __m256i none = _mm256_set1_epi32(KEY_NONE), a1 = none, a2 = none, b1 = none, b2 = none;
     for (uint32_t i = 0; i < padded; i += 16) {
@@ -84,14 +92,14 @@ AVX2 static struct scan_least avx2_two_least(const int32_t *key, uint32_t padded
 }
 
 /* Bit j: key i + j equals value, for j = 0 … 15. */
-AVX2 static inline uint32_t avx2_equal(const int32_t *key, __m256i value)
+SCAN_AVX2 static inline uint32_t avx2_equal(const int32_t *key, __m256i value)
 {
     __m256i a = _mm256_cmpeq_epi32(_mm256_load_si256((const __m256i *)(const void *)key), value);
     __m256i b = _mm256_cmpeq_epi32(_mm256_load_si256((const __m256i *)(const void *)(key + 8)), value);
     return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(a)) | (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(b)) << 8;
 }
 
-AVX2 static uint32_t avx2_count(const int32_t *key, uint32_t padded, int32_t value)
+SCAN_AVX2 static uint32_t avx2_count(const int32_t *key, uint32_t padded, int32_t value)
 {
     __m256i wanted = _mm256_set1_epi32(value);
     uint32_t equal = 0;
@@ -100,7 +108,7 @@ AVX2 static uint32_t avx2_count(const int32_t *key, uint32_t padded, int32_t val
     return equal;
 }
 
-AVX2 static uint32_t avx2_find(const int32_t *key, uint32_t padded, int32_t value, uint32_t nth)
+SCAN_AVX2 static uint32_t avx2_find(const int32_t *key, uint32_t padded, int32_t value, uint32_t nth)
 {
     __m256i wanted = _mm256_set1_epi32(value);
     for (uint32_t i = 0; i < padded; i += 16) {
@@ -116,7 +124,23 @@ AVX2 static uint32_t avx2_find(const int32_t *key, uint32_t padded, int32_t valu
     return 0;
 }
 
-static const struct scanner avx2 = { .name = "avx2", .two_least = avx2_two_least, .count = avx2_count, .find = avx2_find };
+SCAN_AVX2 static int32_t avx2_turn(int32_t *key, const int32_t *step, uint32_t padded)
+{
+    __m256i least = _mm256_set1_epi32(KEY_NONE);
+    for (uint32_t i = 0; i < padded; i += 8) {
+        __m256i *at = (__m256i *)(void *)(key + i);
+        __m256i now = _mm256_sub_epi32(_mm256_load_si256(at), _mm256_load_si256((const __m256i *)(const void *)(step + i)));
+        _mm256_store_si256(at, now);
+        least = _mm256_min_epi32(least, now);
+    }
+    __m128i half = _mm_min_epi32(_mm256_castsi256_si128(least), _mm256_extracti128_si256(least, 1));
+    half = _mm_min_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_min_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+static const struct scanner avx2 = {
+    .name = "avx2", .wide = 1, .two_least = avx2_two_least, .count = avx2_count, .find = avx2_find, .turn = avx2_turn
+};
 
 const struct scanner *scanner_best(void)
 {

@@ -54,10 +54,8 @@ static struct award wrr_dispatch(struct balancer *b, struct book *k, const struc
     (void)key;
     if (!k->turn)
         return share_draw(b, k);
-    for (uint32_t i = 0; i < b->padded; i++)
-        k->key[i] -= k->step[i];
     struct award award = award_nobody();
-    int32_t least = b->scan->two_least(k->key, b->padded).least;
+    int32_t least = b->scan->turn(k->key, k->step, b->padded);
     award.server = b->scan->find(k->key, b->padded, least, 0);
     k->key[award.server] += (int32_t)k->turn;
     return award;

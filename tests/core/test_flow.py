@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.core import NO_SERVER, lib
+from dataplane._dataplane import lib
+from dataplane.core import NO_SERVER, new_flows
 from shm_layout.layout import OUTCOMES
 from tests.core.farm import Farm
 
@@ -143,16 +144,10 @@ def test_closing_what_is_not_open_does_nothing():
         for _ in range(2):
             farm.balancer.close(flow, farm.now)
             farm.balancer.retry(flow, farm.now, OUTCOME["connect_failed"])
-        farm.balancer.close(lib_flow_of_zeros(), farm.now)
+        farm.balancer.close(new_flows(1), farm.now)
         farm.balancer.close(farm.balancer.open(5, farm.now), farm.now)  # no such slot
         assert farm.balancer.stats(0)["outcomes"].sum() == 1
         assert farm.balancer.in_flight(0) == 0
-
-
-def lib_flow_of_zeros():
-    from dataplane.core import new_flows
-
-    return new_flows(1)[0:1]
 
 
 def test_a_flow_of_the_slots_former_server_leaves_the_counts_and_no_trace():

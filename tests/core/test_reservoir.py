@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataplane.core import lib
+from dataplane._dataplane import lib
 from tests.core.farm import Farm
 
 

@@ -44,6 +44,20 @@ def test_the_nth_holder_of_a_value_is_found_and_counted(values, data):
     assert memory
 
 
+@given(st.lists(st.tuples(st.integers(-(2**28), 2**28), st.integers(0, 2**24)), min_size=1, max_size=100))
+def test_a_turn_takes_each_step_and_finds_the_least(pairs):
+    for scanner in SCANNERS:
+        (keys, array), n = padded([key for key, _ in pairs])
+        (steps, step), _ = padded([step for _, step in pairs])
+        for i in range(len(pairs), n):
+            step[i] = 0
+        after = [key - step for key, step in pairs]
+        assert scanner.turn(array, step, n) == min(after)
+        assert [array[i] for i in range(n)] == after + [NONE] * (n - len(after))
+        assert keys
+        assert steps
+
+
 def test_both_implementations_agree_on_long_arrays():
     rng = np.random.default_rng(1)
     for size in (1, 15, 16, 17, 1000, 4096):

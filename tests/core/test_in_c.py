@@ -1,4 +1,4 @@
-"""The core under the sanitizers: workers that race, and garbage in the segment."""
+"""The core in C programs: workers that race, garbage in the segment, the same choices under every compiler."""
 
 import pytest
 
@@ -30,3 +30,16 @@ def test_garbage_in_the_segment_does_no_harm(seed):
 @pytest.mark.skipif(not has_compiler("clang"), reason="clang is not installed")
 def test_the_core_is_clean_under_clang_as_well():
     run("garbage", ASAN_UBSAN, 4, 2_000, cc="clang")
+
+
+def test_the_choices_are_the_same_under_every_compiler_and_scan():
+    digests = set()
+    for cc in filter(has_compiler, ("gcc", "clang")):
+        for level in ("-O0", "-O3"):
+            sources = ["tests/core/choices.c", *SEGMENT_SOURCES, *CORE_SOURCES]
+            program = build_c("choices", sources, (level, *FLAGS), cc)
+            for arguments in ((), ("portable",)):
+                done = run_c(program, *arguments)
+                assert done.returncode == 0
+                digests.add(done.stdout)
+    assert len(digests) == 1
