@@ -94,8 +94,9 @@ def build(verbose: bool = False) -> bool:
         wanted = fingerprint()
         if target.exists() and stamp.exists() and stamp.read_text() == wanted:
             return False
+        target.unlink(missing_ok=True)  # else its age alone would decide
         # In its own process: paths are relative to the root, and a build changes folder and arguments.
-        compile_it = f"ffibuilder.compile({verbose=}, target={str(target.relative_to(ROOT))!r})"
+        compile_it = f"ffibuilder.compile({verbose=}, target={target.name!r})"
         command = [sys.executable, "-c", f"from shm_layout.build_ffi import ffibuilder; {compile_it}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=not verbose, text=True, check=False)
         if done.returncode != 0:
