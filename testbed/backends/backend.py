@@ -6,9 +6,10 @@
     POST /fault              see faults.py
     POST /reset              drop what waits, zero the totals, end the fault
 
-Any other path and method is work, too. Every answer names its server (X-Server), and work says how long it waited and
-how long its service really took (X-Wait-Ms, X-Service-Ms), so that a simulation can be given the same service times.
-A second, private port, the control port, stays open while a fault has closed the first.
+Any other path and method is work, too; a body is read and its length answered (X-Received-Bytes). Every answer names
+its server (X-Server), and work says how long it waited and how long its service really took (X-Wait-Ms, X-Service-
+Ms), so that a simulation can be given the same service times. A second, private port, the control port, stays open
+while a fault has closed the first.
 """
 
 from __future__ import annotations
@@ -132,8 +133,10 @@ class Backend:
             demand_ms, size = self._asked_for(request.query_string)
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n", headers={"X-Server": self.spec.name})
+        received = 0
         if request.body_exists:
-            await request.read()
+            async for piece in request.content.iter_any():
+                received += len(piece)
         struck = self._is_struck()
         if struck == "hang":
             await self._fault_over.wait()
@@ -150,6 +153,8 @@ class Backend:
             "X-Service-Ms": f"{job.service_s * 1e3:.3f}",
             "X-Wait-Ms": f"{job.wait_s * 1e3:.3f}",
         }
+        if received:
+            headers["X-Received-Bytes"] = str(received)
         if struck == "close-mid-body":
             response = web.StreamResponse(headers=headers)
             response.content_length = max(size, 2)

@@ -64,9 +64,11 @@ class Vickrey(Peer):
         self.call("POST", f"/v1/services/{SERVICE}/policy", {"name": name, **options})
 
     def is_ready(self) -> bool:
+        """Does it listen, and dispatch as its policy says, no longer by the fallback of the first moments?"""
         try:
-            return bool(self.call("GET", "/v1/health", timeout_s=2.0).get("ok", True))
-        except (OSError, RuntimeError, ValueError, http.client.HTTPException):
+            self.call("GET", "/v1/health", timeout_s=2.0)
+            return not self.status()["fallback_active"]
+        except (OSError, RuntimeError, ValueError, KeyError, http.client.HTTPException):
             return False
 
     def roles(self) -> dict[str, list[int]]:
