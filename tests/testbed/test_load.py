@@ -111,7 +111,7 @@ def test_a_starved_generator_says_how_late_it_was():
 
 def test_mm_k_at_one_backend_agrees_with_the_formula_and_the_reference():
     k, load, mean_s = 3, 0.6, 0.02
-    schedule = poisson(load * k / mean_s, 8.0, 3, Demand("exponential", mean_s * 1e3))
+    schedule = poisson(load * k / mean_s, 6.0, 3, Demand("exponential", mean_s * 1e3))
     result = against_backend(Spec(workers=k), schedule)
     reference = central_queue(schedule.arrival_s, schedule.demand_ms / 1e3, [1.0], k)
     assert result.fct_s.mean() == pytest.approx(reference.mean(), rel=0.15)
