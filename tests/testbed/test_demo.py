@@ -20,7 +20,8 @@ MARK = "VICKREY_DEMO_TEST"  # in the environment of the demo, and so of all that
 class Run:
     """One demo in a process of its own."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        """folder: for temporary files, which a demo that is killed cannot remove."""
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, "-m", "testbed.demo", *options],
@@ -28,7 +29,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, MARK: self.mark, "TMPDIR": str(folder)},
         )
 
     def left_behind(self) -> list[str]:
@@ -60,11 +61,11 @@ class Run:
 
 
 @pytest.fixture
-def demo() -> Iterator[Callable[..., Run]]:
+def demo(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*options: str) -> Run:
-        runs.append(Run(*options))
+        runs.append(Run(tmp_path, *options))
         return runs[-1]
 
     yield start
