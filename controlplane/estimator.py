@@ -23,7 +23,7 @@ import numpy as np
 from controlplane.policy import CURVE_N, Bools, Floats, Profile
 
 # Completions below and above q without which a limit at q is not judged.
-FEW = 8.0
+FEW = 16.0
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
@@ -73,10 +73,11 @@ def shrink(x: Floats, variance: Floats, known: Bools) -> Floats:
     return out
 
 
-def fit(profile: Profile, open_age: Floats, weight: Floats) -> Fit:
+def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 1.0) -> Fit:
     """Fit s and k of every server.
 
     open_age: summed ages of its open flows, seconds. weight: the configured ratio of capacities, the prior of 1/s.
+    dispersion: variance of completion counts over that of a Poisson process: so many completions tell as much as one.
     """
     n = len(weight)
     if n == 0:
@@ -94,7 +95,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats) -> Fit:
     with np.errstate(divide="ignore", invalid="ignore"):
         s_q = fct_below / arrivals_below + (open_age / np.maximum(all_arrivals, 1.0))[:, None]
         k_q = completions_from / time_from * s_q
-        slack = np.sqrt(1.0 / completions_from + 1.0 / arrivals_below)
+        slack = np.sqrt(dispersion * (1.0 / completions_from + 1.0 / arrivals_below))
         few = completions_from < FEW
         full_q = (
             (arrivals_below >= FEW)
@@ -112,12 +113,17 @@ def fit(profile: Profile, open_age: Floats, weight: Floats) -> Fit:
     prior = np.log(weight / weight.mean())
     s_raw = np.where(samples > 0, s_q[rows, at], 1.0)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
-    log_s = shrink(log_s, 1.0 / np.maximum(samples, 1e-3), samples > 0) - prior
+    log_s = shrink(log_s, dispersion / np.maximum(samples, 1e-3), samples > 0) - prior
     k_raw = np.where(full, k_q[rows, at], 1.0)
     variance = np.where(full, slack[rows, at] ** 2, 1.0)
     k = np.exp(shrink(np.log(np.clip(k_raw, 1.0, WORKERS_MAX)), variance, full))
-    # With no server seen full, room for one more than was tried: how far it goes is found out flow by flow.
-    k = np.where(full, k, np.maximum(k, q[at] + (0.0 if full.any() else 1.0)))
+    if full.any():
+        # Not seen full: as many as the others, unless it was clearly seen to bear more.
+        bears = np.where(few | (q > q[at][:, None]), 0.0, np.nan_to_num(k_q / (1.0 + 2.0 * slack))).max(axis=1)
+        k = np.where(full, k, np.maximum(k, bears))
+    else:
+        # Room for one more than was tried: how far it goes is found out flow by flow.
+        k = q[at] + 1.0
     return Fit(np.clip(np.exp(log_s), TIME_FLOOR, TIME_CEILING), np.clip(k, 1.0, WORKERS_MAX), samples, full)
 
 

@@ -17,7 +17,9 @@ from controlplane.policy import CURVE_MIDDLE, CURVE_N, Floats, Observation, Prof
 # Completions of a server over which its past fades.
 WINDOW = 2000.0
 # Log-likelihood ratio at which a change is believed, and the completions that are kept of the past then.
-ALARM, KEPT = 9.0, 8.0
+ALARM, KEPT = 12.0, 8.0
+# Greatest dispersion that is believed.
+DISPERSION_MAX = 16.0
 # Expected completions over which the dispersion of one block is taken.
 BLOCK = 32.0
 # Seconds and flows over which failures fade.
@@ -85,7 +87,9 @@ class Learner:
         change = self._change(o, same)
         ended = change.completions.sum(axis=1)
         keep = np.exp(-ended / WINDOW)
-        keep = np.where(self._changed(change, ended), np.minimum(keep, KEPT / np.maximum(self._weight(), KEPT)), keep)
+        changed = self._changed(change, ended)
+        kept = KEPT * np.clip(self["dispersion"], 1.0, DISPERSION_MAX)
+        keep = np.where(changed, np.minimum(keep, kept / np.maximum(self._weight(), kept)), keep)
         for name in Profile.__slots__:
             past = getattr(self._profile, name)
             past *= keep[:, None]
@@ -103,9 +107,15 @@ class Learner:
         self._update_rate(float(opened.sum()), elapsed, same)
         self["unseen_seconds"][:] = np.where(opened > 0, 0.0, self["unseen_seconds"] + elapsed)
         self["unseen_flows"][:] = np.where(opened > 0, 0.0, self["unseen_flows"] + opened.sum())
-        self.fit = fit(self._profile, self["open_age"], o.weight)
+        self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
         self.before = o
         return self.fit
+
+    def _dispersion(self) -> float:
+        """Return the servers' usual dispersion of completion counts, at least 1."""
+        blocks = self["blocks"]
+        pooled = float((self["dispersion"] * blocks).sum() / (blocks.sum() + 4.0))
+        return min(max(pooled, 1.0), DISPERSION_MAX)
 
     def _weight(self) -> Floats:
         """Completions that each server's profile stands for."""
@@ -143,7 +153,7 @@ class Learner:
             surprise = (seen[done] - want[done]) ** 2 / want[done]
             phi[done] += (np.minimum(surprise, 64.0) - phi[done]) / (self["blocks"][done] + 2.0)
             seen[done] = want[done] = 0.0
-        scale = 1.0 / np.clip(phi, 1.0, 16.0)
+        scale = 1.0 / np.clip(phi, 1.0, DISPERSION_MAX)
         half = np.log(2.0)
         slowed, sped = self["slowed"], self["sped"]
         slowed[:] = np.maximum(slowed + scale * (0.5 * expected - half * ended), 0.0)
