@@ -56,6 +56,10 @@ struct conn {
     bool     listed;                        /* on the loop's list of conns to look at this round */
     bool     hup;                           /* epoll: the peer has ended its side, or the socket failed */
     bool     registered;                    /* epoll: known to the kernel's interest list */
+    bool     armed;                         /* io_uring: a multishot receive stands */
+    int      stash_end;                     /* io_uring: 1, or what ended the stream behind the stash: 0 or -errno */
+    uint32_t stash_n;
+    struct buffer *stash;                   /* io_uring: bytes that came before they were asked for, at most RECEIVE_CAP */
     int      failed;                        /* epoll: -errno still to be reported by sent() */
     uint32_t out_bytes;
     struct segment_out out[OUT_SEGMENTS];

@@ -1,7 +1,9 @@
 /* The loop over io_uring: receives into provided buffers, one submission a round, completions run on this thread alone.
  *
- * Receives are single-shot: a multishot receive would hand over up to 32 buffers of a connection before anybody could say
- * stop, and back-pressure must hold for each of thousands of slow readers.
+ * Small messages come by multishot receives, which stay armed from one request to the next. Back-pressure must hold for each
+ * of thousands of slow readers all the same, so they are capped (sqe->optlen, Linux 6.17): after RECEIVE_CAP bytes one ends and
+ * is armed again only when its owner asks for more. What came before it was asked for waits in the conn's stash. Without the
+ * cap (found out at start), and for large bodies, receives are single-shot.
  */
 #ifndef NO_IO_URING
 #include "loop.h"
@@ -10,10 +12,12 @@
 #include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define SQ_ENTRIES 1024
 #define CQ_ENTRIES 8192
+#define RECEIVE_CAP 65536
 
 enum op { OP_RECEIVE, OP_SEND, OP_CONNECT, OP_ACCEPT, OP_WAKE, OP_CANCEL, OP_MASK = 7 };
 
@@ -25,6 +29,8 @@ struct uring_backend {
     uint32_t in_ring[BUFFER_SIZES];          /* buffers that the kernel holds */
     uint32_t prepared;                      /* entries since the last submission: index of the scratch below */
     bool     accept_armed;
+    bool     multishot;                     /* capped multishot receives are to be had */
+    bool     starved;                       /* a receive found no buffer */
     /* Must stay until the submission. */
     struct msghdr messages[SQ_ENTRIES];
     struct iovec iov[SQ_ENTRIES][OUT_SEGMENTS];
@@ -79,6 +85,47 @@ static void arm_wake(struct loop *loop)
     mark(sqe, loop, OP_WAKE);
 }
 
+static void prepare_multishot(struct io_uring_sqe *sqe, int fd, uint32_t cap)
+{
+    io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = BUFFER_SMALL;
+    sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;      /* an answer or the next request is still on its way */
+    sqe->file_index = cap;                  /* the field's name for receives is optlen; this header is older than it */
+}
+
+/* Does this kernel end a multishot receive at its cap? Older ones refuse the field. */
+static bool probe_multishot(struct loop *loop)
+{
+    struct uring_backend *u = backend_of(loop);
+    int pair[2];
+#ifdef NO_MULTISHOT                         /* tests take the way of older kernels */
+    return false;
+#endif
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+        return false;
+    bool capped = false;
+    if (write(pair[1], "12345678", 8) == 8) {
+        struct io_uring_cqe *cqe;
+        struct __kernel_timespec second = {.tv_sec = 1};
+        prepare_multishot(take_sqe(u), pair[0], 4);
+        io_uring_submit(&u->ring);
+        u->prepared = 0;
+        if (io_uring_wait_cqe_timeout(&u->ring, &cqe, &second) == 0) {
+            capped = cqe->res == 4 && !(cqe->flags & IORING_CQE_F_MORE);
+            if (cqe->flags & IORING_CQE_F_BUFFER) {
+                struct buffer *buffer = &loop->pools[BUFFER_SMALL].buffers[cqe->flags >> IORING_CQE_BUFFER_SHIFT];
+                u->in_ring[BUFFER_SMALL]--;
+                buffer_drop(loop->pools, buffer);
+            }
+            io_uring_cqe_seen(&u->ring, cqe);
+        }
+    }
+    close(pair[0]);
+    close(pair[1]);
+    return capped;
+}
+
 static void uring_free(struct loop *loop)
 {
     struct uring_backend *u = backend_of(loop);
@@ -123,19 +170,34 @@ static int uring_make(struct loop *loop)
         uring_free(loop);
         return error;
     }
+    u->multishot = probe_multishot(loop);
+    refill(loop, BUFFER_SMALL);
     arm_wake(loop);
     return 0;
 }
 
 static void uring_attach(struct conn *c)
 {
-    (void)c;
+    c->stash_end = 1;
 }
 
 static void uring_receive(struct conn *c)
 {
     struct uring_backend *u = backend_of(c->loop);
+    if (c->stash_n || c->stash_end <= 0) {
+        conn_list(c);
+        return;
+    }
+    if (c->armed)
+        return;
     struct io_uring_sqe *sqe = take_sqe(u);
+    if (u->multishot && !c->bulk) {
+        prepare_multishot(sqe, c->fd, RECEIVE_CAP);
+        mark(sqe, c, OP_RECEIVE);
+        c->armed = true;
+        c->ops++;
+        return;
+    }
     io_uring_prep_recv(sqe, c->fd, NULL, c->bulk ? BUFFER_BULK_READ : BUFFER_SMALL_READ, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = c->bulk ? BUFFER_BULK : BUFFER_SMALL;
@@ -220,27 +282,65 @@ static void finish_accept(struct loop *loop, const struct io_uring_cqe *cqe)
     }
 }
 
+/* Not asked for yet: kept, copied together, since a buffer for each of many small pieces would empty the pool. */
+static void stash(struct loop *loop, struct conn *c, const char *at, int n)
+{
+    if (n <= 0) {
+        c->stash_end = n;
+        return;
+    }
+    if (!c->stash)
+        c->stash = buffer_take(&loop->pools[BUFFER_BULK]);
+    if (!c->stash || c->stash_n + (uint32_t)n > BUFFER_BULK_READ) {
+        loop->pool_exhausted++;
+        c->stash_end = -ENOBUFS;            /* the stream is broken: its owner will close it */
+        return;
+    }
+    memcpy(c->stash->data + BUFFER_HEADROOM + c->stash_n, at, (uint32_t)n);
+    c->stash_n += (uint32_t)n;
+}
+
+static void deliver_stash(struct conn *c)
+{
+    struct buffer *buffer = c->stash;
+    int n = c->stash_n ? (int)c->stash_n : c->stash_end;
+    c->stash = NULL;
+    c->stash_n = 0;
+    c->receiving = false;
+    c->events->received(c, buffer, buffer ? buffer->data + BUFFER_HEADROOM : NULL, n);
+    buffer_drop(c->loop->pools, buffer);
+}
+
 static void finish_receive(struct loop *loop, struct conn *c, const struct io_uring_cqe *cqe)
 {
     struct uring_backend *u = backend_of(loop);
     struct buffer *buffer = NULL;
+    bool multishot = c->armed;
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        c->armed = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
-        /* The group is the one asked for when this receive was armed: c->bulk does not change while one is under way. */
-        enum buffer_size size = c->bulk ? BUFFER_BULK : BUFFER_SMALL;
+        /* The group is the one asked for when this receive was armed: a multishot's, or c->bulk, which does not change while a
+         * single-shot one is under way. */
+        enum buffer_size size = c->bulk && !multishot ? BUFFER_BULK : BUFFER_SMALL;
         buffer = &loop->pools[size].buffers[cqe->flags >> IORING_CQE_BUFFER_SHIFT];
         u->in_ring[size]--;
         refill(loop, size);
     }
     if (!c->closed) {
+        char *at = buffer ? buffer->data + BUFFER_HEADROOM : NULL;
         if (cqe->res == -ENOBUFS) {         /* tried again next round, with small buffers when the large ones are gone */
             if (c->bulk && !loop->pools[BUFFER_BULK].free)
                 c->bulk = false;
             if (!loop->pools[BUFFER_SMALL].free)
                 loop->pool_exhausted++;
-            conn_list(c);
+            u->starved = true;
+            if (c->receiving)
+                conn_list(c);
+        } else if (!c->receiving || c->stash_n) {
+            stash(loop, c, at, cqe->res);
         } else {
             c->receiving = false;
-            c->events->received(c, buffer, buffer ? buffer->data + BUFFER_HEADROOM : NULL, cqe->res);
+            c->events->received(c, buffer, at, cqe->res);
         }
     }
     buffer_drop(loop->pools, buffer);
@@ -280,7 +380,8 @@ static void finish(struct loop *loop, const struct io_uring_cqe *cqe)
         return;
     }
     struct conn *c = who;
-    c->ops--;
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        c->ops--;
     if (op == OP_RECEIVE) {
         finish_receive(loop, c, cqe);
     } else if (op == OP_SEND) {
@@ -301,9 +402,13 @@ static void work_list(struct loop *loop)
         loop_next_listed(loop);
         if (c->closed) {
             conn_drop_queue(c);
+            buffer_drop(loop->pools, c->stash);
+            c->stash = NULL;
             close(c->fd);
             c->fd = -1;
             c->events->released(c);
+        } else if (c->receiving && (c->stash_n || c->stash_end <= 0)) {
+            deliver_stash(c);
         } else if (c->receiving) {
             uring_receive(c);
         }
@@ -318,8 +423,9 @@ static int uring_wait(struct loop *loop, uint64_t timeout_ns)
         refill(loop, BUFFER_SMALL);
         refill(loop, BUFFER_BULK);
         work_list(loop);
-        if (timeout_ns > 1000000 && loop->ready)
-            timeout_ns = 1000000;
+        if (loop->ready)                    /* more to do; where buffers are short, somebody has to give some back first */
+            timeout_ns = u->starved ? 1000000 : 0;
+        u->starved = false;
     }
     struct __kernel_timespec ts = {.tv_sec = (int64_t)(timeout_ns / 1000000000u), .tv_nsec = (long long)(timeout_ns % 1000000000u)};
     struct io_uring_cqe *cqe = NULL;

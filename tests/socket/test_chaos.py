@@ -13,7 +13,7 @@ from dataplane.build_ffi import has_io_uring
 from tests.c_build import ASAN_UBSAN, TSAN, build_c
 from tests.socket.conftest import IO_BACKENDS, SOURCES, read_message
 
-SECONDS = 4.0
+SECONDS = 2.5
 CLIENTS = 12
 
 
@@ -84,17 +84,22 @@ def misbehaving_client(port: int, seed: int, until: float) -> None:
             pass
 
 
-@pytest.fixture(params=["asan", "tsan"])
+BUILDS = {"asan": ASAN_UBSAN, "tsan": TSAN, "asan-older-kernel": (*ASAN_UBSAN, "-DNO_MULTISHOT")}
+
+
+@pytest.fixture(params=BUILDS)
 def engine_program(request) -> Path:
     libraries = ("-lm", "-luring") if has_io_uring() else ("-lm", "-DNO_IO_URING")
     return build_c(
-        f"standalone-{request.param}", SOURCES, (*(TSAN if request.param == "tsan" else ASAN_UBSAN), *libraries)
+        f"standalone-{request.param}", SOURCES, (*BUILDS[request.param], *libraries)
     )
 
 
 @pytest.mark.parametrize("io", IO_BACKENDS)
 @pytest.mark.parametrize("mode", ["http", "tcp"])
-def test_chaos_leaves_nothing_behind(start_origin, start_balancer, io, mode):
+def test_chaos_leaves_nothing_behind(request, start_origin, start_balancer, io, mode):
+    if "older-kernel" in request.node.name and io == "epoll":
+        pytest.skip("epoll takes the same way on every kernel")
     seed = 7
     origins = [start_origin(misbehaving_origin(seed + number)) for number in range(4)]
     balancer = start_balancer(
