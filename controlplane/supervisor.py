@@ -119,18 +119,17 @@ class Supervisor:
         self._dataplane.on_exit = lambda cause: None if failed.done() else failed.set_result(cause)
         await self._dataplane.start()
         await self._controller.start()
-        await self._wait_until_ready(failed)
+        await self._wait_for_dataplane(failed)
         for name, service in self.services.items():
             service.start_checks()
             self.log.info("%s: listening on %s (%s)", name, ", ".join(service.addresses), service.config.mode)
         if self._admin is not None:
             self.log.info("admin on %s", self._admin.shown)
+        await self._wait_for_controller()
         self._notify.ready(f"{len(self.services)} services")
 
-    async def _wait_until_ready(self, failed: asyncio.Future[str]) -> None:
-        """Wait for the data plane, which must start, and the controller, which may be late."""
+    async def _wait_for_dataplane(self, failed: asyncio.Future[str]) -> None:
         assert self._dataplane is not None
-        assert self._controller is not None
         assert self._liveness is not None
         until = time.monotonic() + READY_TIMEOUT_S
         while not self._liveness.dataplane_is_ready():
@@ -144,12 +143,16 @@ class Supervisor:
             await asyncio.sleep(0.01)
         failed.cancel()
         self._dataplane.on_exit = lambda cause: None
+
+    async def _wait_for_controller(self) -> None:
+        """Wait for a controller, which may be late: what it must not do is refuse its configuration."""
+        assert self._controller is not None
         stopped = asyncio.ensure_future(self._stop.wait())
         first: set[asyncio.Future[Any]] = {self._controller.first_start, stopped}
         await asyncio.wait(first, timeout=CONTROLLER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if self._stop.is_set():
-            raise _EndedWhileStartingError
+            return
         error = self._controller.first_start.exception() if self._controller.first_start.done() else None
         if isinstance(error, ControllerError) and not isinstance(error, ControllerUnavailableError):
             raise StartError(f"the controller did not start: {error}")
@@ -219,6 +222,11 @@ class Supervisor:
             await self._admin.stop()
         for service in self.services.values():
             service.close()
+        # From here on there is nothing left to end: a late signal must not turn a clean end into a death by signal.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()

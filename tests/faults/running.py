@@ -185,7 +185,7 @@ class Load:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self.good > 0 or self.errors)
+        wait_until(lambda: self.statuses or self.errors)
         return self
 
     def __exit__(self, *_: object) -> None:
