@@ -5,8 +5,8 @@
     python benchmarks/adaptive_sim.py --cold --scale 10     # short runs from nothing: what learning costs
     python benchmarks/adaptive_sim.py --swap                # a server slows to a quarter: the next 200 service times
 
-Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4; all policies meet the same arrivals and demands. Columns are mean / p99 FCT in
-milliseconds; "true" is adaptive's bid with the true rates and arrivals instead of learned ones.
+Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4; all policies meet the same arrivals and demands. Columns are mean /
+p99 FCT in milliseconds; "true" is adaptive's bid with the true rates and arrivals instead of learned ones.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def fct(case: Case, policy: str, world: World, interval: float) -> np.ndarray:
         simulation.publish_bids(CURVE_N)
         records = simulation.run().records
         found = central_queue(
-            records["arrival_ns"], records["work_ns"] * 1e-9, [s.speed for s in world.servers], [case.workers] * len(SPEEDS)
+            records["arrival_ns"],
+            records["work_ns"] * 1e-9,
+            [s.speed for s in world.servers],
+            [case.workers] * len(SPEEDS),
         )
         first = np.searchsorted(records["arrival_ns"], np.uint64(round(world.warmup * 1e9)))
         return found[first:] + 2 * case.delay
@@ -143,7 +146,9 @@ def main() -> None:
         for p in policies:
             ratios[p].append(found[p][0] / found[policies[-1]][0])
         print(f"{name:38}" + "".join(f"{found[p][0]:9.1f} /{found[p][1]:5.0f}" for p in policies), flush=True)
-    print(f"{'mean, over the last column':38}" + "".join(f"{np.exp(np.mean(np.log(ratios[p]))):16.3f}" for p in policies))
+    print(
+        f"{'mean, over the last column':38}" + "".join(f"{np.exp(np.mean(np.log(ratios[p]))):16.3f}" for p in policies)
+    )
 
 
 if __name__ == "__main__":

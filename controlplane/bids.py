@@ -1,15 +1,16 @@
-"""Truthful bids: the marginal social cost of one more flow on a server, from its departure rates and its share of arrivals.
+"""Truthful bids: the marginal social cost of one more flow on a server, from its departure rates and its share of
+arrivals.
 
 Source    Krishnan, "Joining the right queue: a state-dependent decision rule", IEEE TAC 35(1), 1990: one step of policy
           improvement on the best static split
-Model     a server ends flows at rate r(n) = min(n, k)·μ with n in flight; k >= 1 need not be whole (a fixed delay on the way,
-          which overlaps with service, makes it a little larger than the number of workers)
+Model     a server ends flows at rate r(n) = min(n, k)·μ with n in flight; k >= 1 need not be whole (a fixed delay
+          on the way, which overlaps with service, makes it a little larger than the number of workers)
 Symbols   λ  its share of the arrivals, π its stationary distribution, g = L(λ) = Σ n π(n) the mean number in flight
           Δ(n) = h(n + 1) − h(n), where h solves  n − g + λ Δ(n) − r(n) Δ(n − 1) = 0
 Shapes    mu, k, lam (servers,); curves (servers, CURVE_POINTS) seconds
 
-Δ is computed from both sides, forward up to g and backward above it, because then every term that is added is positive and
-no digit is lost; from n = k − 1 on it is the straight line (n − g + c/(c − λ))/(c − λ) with c = kμ.
+Δ is computed from both sides, forward up to g and backward above it, because then every term that is added is
+positive and no digit is lost; from n = k − 1 on it is the straight line (n − g + c/(c − λ))/(c − λ) with c = kμ.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The control loop of one service: observe, decide, check, publish, give a sign of life. No thread and no clock in here.
+"""The control loop of one service: observe, decide, check, publish, give a sign of life. No thread and no clock in
+here.
 
-The controller runs `cycle` on a live segment every interval; simulator and benchmarks call it with their own clock. What may go
-wrong with a policy, and what follows:
+The controller runs `cycle` on a live segment every interval; simulator and benchmarks call it with their own clock.
+What may go wrong with a policy, and what follows:
 
     decides too late                 the decision is dropped; ten in a row: demoted
     raises, or does not validate     the last good directive stays in force; five in a row: demoted

@@ -1,15 +1,17 @@
 """The controller process: `python -m controlplane.controller`, commands on standard input, answers on standard output.
 
-One thread a service runs its control loop (`controlplane.control_loop`), so that a slow policy of one service does not delay
-another's; the main thread reads commands, one JSON line each, and every one is answered by one line with its `id`:
+One thread a service runs its control loop (`controlplane.control_loop`), so that a slow policy of one service does
+not delay another's; the main thread reads commands, one JSON line each, and every one is answered by one line with
+its `id`:
 
     {"id": 0, "cmd": "start", "supervisor_pid": 1, "services": [{"service": "web", "segment": "/vickrey.i.web", …}]}
     {"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "sed"}}
     {"id": 2, "cmd": "rollback", "service": "web"}
     {"id": 3, "cmd": "show"}
 
-A policy that changes on its own (demoted, rolled back by the guard) is told as a line {"event": "policy", …}. Logs go to standard
-error. It ends with its input, which ends with the supervisor, and with TERM; INT is ignored: the supervisor decides.
+A policy that changes on its own (demoted, rolled back by the guard) is told as a line {"event": "policy", …}. Logs
+go to standard error. It ends with its input, which ends with the supervisor, and with TERM; INT is ignored: the
+supervisor decides.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def check(directive: Directive, n_servers: int) -> None:
         raise DirectiveError(f"rule {directive.rule!r}: not one of {', '.join(RULES)}")
     if directive.weights is not None:
         _check_array("weights", directive.weights, (n_servers,))
-        if not np.sum(directive.weights, dtype=np.float64) > 0:
+        if n_servers and not np.sum(directive.weights, dtype=np.float64) > 0:
             raise DirectiveError("weights: all zero")
     elif directive.rule in ("maglev", "alias", "wrr"):
         raise DirectiveError(f"rule {directive.rule}: weights are needed")

@@ -1,17 +1,18 @@
-"""What each server can do, read off its occupancy profile: s, the time that a flow takes there when it need not wait, and k, how
-many flows it works on at once. Its departure rate is r(n) = min(n, k)/s.
+"""What each server can do, read off its occupancy profile: s, the time that a flow takes there when it need not
+wait, and k, how many flows it works on at once. Its departure rate is r(n) = min(n, k)/s.
 
 Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at least q are in flight
-                       s   = Σ_{n<q} F / Σ_{n<q} A   completion time of the flows that found fewer than q: they did not queue
+                       s   = Σ_{n<q} F / Σ_{n<q} A   completion time of the flows that found fewer than q: they did
+                           not queue
                        it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k = cap·s
 Nothing is assumed of the service distribution. Three things keep small samples from misleading:
 
-- "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over n >= q.
-  A server that was not seen full bears at least the q it was seen to bear, or as many as the others do.
+- "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over n
+  >= q. A server that was not seen full bears at least the q it was seen to bear, or as many as the others do.
 - s counts the age of the flows still open, else the first answers of a slow server, which are its shortest, flatter it.
 - log s and log k are shrunk to the mean of the servers as far as the servers are alike (empirical Bayes, with the
-  between-server variance of DerSimonian and Laird, 1986): equal servers are treated as equal at once, unequal ones are told
-  apart by some dozens of completions.
+  between-server variance of DerSimonian and Laird, 1986): equal servers are treated as equal at once, unequal ones
+  are told apart by some dozens of completions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ FEW = 16.0
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
+
+# Seconds in which nothing can be measured.
+NO_TIME = 1e-9
 
 # Workers that a server is taken to have at most.
 WORKERS_MAX = 16384.0
@@ -92,9 +96,10 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     fct_below = _prefix_sums(profile.found_fct[:, :top])
     all_arrivals = arrivals_below[:, -1] + profile.arrivals[:, top - 1]
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         s_q = fct_below / arrivals_below + (open_age / np.maximum(all_arrivals, 1.0))[:, None]
-        k_q = completions_from / time_from * s_q
+        k_q = np.where(time_from > NO_TIME, completions_from / np.maximum(time_from, NO_TIME) * s_q, 0.0)
+        k_q = np.clip(np.nan_to_num(k_q, nan=0.0), 0.0, WORKERS_MAX)
         slack = np.sqrt(dispersion * (1.0 / completions_from + 1.0 / arrivals_below))
         few = completions_from < FEW
         full_q = (
@@ -119,7 +124,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     k = np.exp(shrink(np.log(np.clip(k_raw, 1.0, WORKERS_MAX)), variance, full))
     if full.any():
         # Not seen full: as many as the others, unless it was clearly seen to bear more.
-        bears = np.where(few | (q > q[at][:, None]), 0.0, np.nan_to_num(k_q / (1.0 + 2.0 * slack))).max(axis=1)
+        bears = np.where(few | (q > q[at][:, None]), 0.0, k_q / (1.0 + 2.0 * slack)).max(axis=1)
         k = np.where(full, k, np.maximum(k, bears))
     else:
         # Room for one more than was tried: how far it goes is found out flow by flow.
@@ -129,8 +134,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
 
 def _suffix_sums(x: Floats) -> Floats:
     """Return Σ_{m≥n} x[m] for each n."""
-    total: Floats = np.cumsum(x[:, ::-1], axis=1)[:, ::-1]
-    return total
+    return np.asarray(np.cumsum(x[:, ::-1], axis=1)[:, ::-1])
 
 
 def _prefix_sums(x: Floats) -> Floats:

@@ -1,10 +1,11 @@
-"""The guard: after a swap it compares completion times and errors with those under the policy before, and says so when they are
-clearly worse.
+"""The guard: after a swap it compares completion times and errors with those under the policy before, and says so
+when they are clearly worse.
 
-Tails compare badly by their p99 when flows are few, so the test is a count: which part of the new flows took longer than the
-old p99 did? It should be 1 %. Worse is five times that, beyond six standard errors of a binomial count, for five looks in a row:
-flows that queue together are not independent, and a burst must not be blamed on a policy. Arrivals must be about what they
-were (a flash crowd is nobody's fault). Errors: 2 percentage points and six standard errors more than before.
+Tails compare badly by their p99 when flows are few, so the test is a count: which part of the new flows took longer
+than the old p99 did? It should be 1 %. Worse is five times that, beyond six standard errors of a binomial count,
+for five looks in a row: flows that queue together are not independent, and a burst must not be blamed on a policy.
+Arrivals must be about what they were (a flash crowd is nobody's fault). Errors: 2 percentage points and six
+standard errors more than before.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Totals:
 
 
 class Windows:
-    """Cumulative totals of the service, a snapshot a second over the last minute; survives restarts of the data plane."""
+    """Cumulative totals of the service, a snapshot a second over the last minute; survives restarts of the data
+    plane."""
 
     def __init__(self) -> None:
         self.snapshots: deque[Totals] = deque(maxlen=int((REFERENCE + WATCH) / SNAPSHOT_SECONDS) + 8)

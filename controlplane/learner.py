@@ -1,9 +1,11 @@
-"""What the controller remembers of each server: decayed occupancy profiles, failures, the arrival rate; and when to forget.
+"""What the controller remembers of each server: decayed occupancy profiles, failures, the arrival rate; and when to
+forget.
 
 Window    a server's past counts less by a factor e every WINDOW of its completions
-CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood ratio of half and of double the rate; where it
-          passes ALARM, the server has changed, and its past is cut to a few completions' worth. Services whose completions
-          come in lumps (heavy tails) have the ratio divided by their dispersion, so that they raise no false alarm.
+CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood ratio of half and of double the
+          rate; where it passes ALARM, the server has changed, and its past is cut to a few completions' worth.
+          Services whose completions come in lumps (heavy tails) have the ratio divided by their dispersion, so that
+          they raise no false alarm.
 Keyed by the server's id: a slot with another server starts anew, a data plane that starts again costs nothing.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from controlplane.estimator import TIME_CEILING, Fit, fit
-from controlplane.policy import CURVE_MIDDLE, CURVE_N, Floats, Observation, Profile
+from controlplane.policy import CURVE_MIDDLE, CURVE_N, Bools, Floats, Observation, Profile
 
 # Completions of a server over which its past fades.
 WINDOW = 2000.0
@@ -26,6 +28,11 @@ BLOCK = 32.0
 FAILURE_SECONDS, FAILURE_FLOWS = 30.0, 200.0
 # Flows over which the arrival rate is averaged, and the bounds of that in seconds.
 RATE_FLOWS, RATE_SECONDS_MIN, RATE_SECONDS_MAX = 500.0, 2.0, 30.0
+
+# Most that a counter, or seconds, may grow between two looks.
+CHANGE_MAX = 1e9
+# What is left of a past that faded is nothing.
+NEGLIGIBLE = 1e-9
 
 FAILED = slice(1, 5)  # outcomes that count against the server: 5xx, connect failed, abort, timeout
 
@@ -92,7 +99,7 @@ class Learner:
         keep = np.where(changed, np.minimum(keep, kept / np.maximum(self._weight(), kept)), keep)
         for name in Profile.__slots__:
             past = getattr(self._profile, name)
-            past *= keep[:, None]
+            past *= np.where(keep > NEGLIGIBLE, keep, 0.0)[:, None]
             past += getattr(change, name)
         # The first look may be at hours: no more of it counts than a window.
         weight = self._weight()
@@ -119,16 +126,23 @@ class Learner:
 
     def _weight(self) -> Floats:
         """Completions that each server's profile stands for."""
-        return self._profile.completions.sum(axis=1)
+        return np.asarray(self._profile.completions.sum(axis=1))
 
     @staticmethod
-    def _difference(new: Floats, old: Floats | None, same: np.ndarray) -> Floats:
-        change = new.copy()
-        if old is not None:
-            change[same] -= old[: len(same)][same[: len(old)]] if len(old) >= len(same) else old[same[: len(old)]]
-        return np.maximum(change, 0.0)
+    def _difference(new: Floats, old: Floats | None, same: Bools) -> Floats:
+        """Return what was added since; all of new where the row is another server's or began anew."""
+        if old is None:
+            change = new.copy()
+        elif same.all() and len(old) == len(new):
+            change = new - old
+        else:
+            change = new.copy()
+            rows = np.flatnonzero(same)
+            change[rows] -= old[rows]
+        # Counters of a damaged segment may say anything.
+        return np.asarray(np.clip(change, 0.0, CHANGE_MAX, out=change))
 
-    def _change(self, o: Observation, same: np.ndarray) -> Profile:
+    def _change(self, o: Observation, same: Bools) -> Profile:
         before = self.before.profile if self.before is not None else None
         return Profile(
             *(
@@ -137,7 +151,7 @@ class Learner:
             )
         )
 
-    def _changed(self, change: Profile, ended: Floats) -> np.ndarray:
+    def _changed(self, change: Profile, ended: Floats) -> Bools:
         """Return which servers ended flows at another rate than r(n) for too long to be chance."""
         if self.fit is None or self.before is None:
             return np.zeros(len(ended), dtype=bool)
@@ -188,9 +202,9 @@ class Learner:
         usual = np.clip((failed.sum() - failed) / others, 0.0, 1.0)
         own = failed / (closed + 4.0)
         chance = 2.0 * np.sqrt(np.maximum(usual * (1.0 - usual), 0.0) / (closed + 4.0))
-        return np.clip(own - usual - chance, 0.0, 1.0)
+        return np.asarray(np.clip(own - usual - chance, 0.0, 1.0))
 
-    def _update_rate(self, opened: float, elapsed: float, same: np.ndarray) -> None:
+    def _update_rate(self, opened: float, elapsed: float, same: Bools) -> None:
         if not same.any():
             return  # nothing to take a difference from: how long the counters ran is not known
         seconds = RATE_FLOWS / max(self.arrival_rate, 1e-9)

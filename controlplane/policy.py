@@ -1,4 +1,5 @@
-"""What a policy is: `decide(observation) -> directive`, called every control interval, without I/O or a clock of its own.
+"""What a policy is: `decide(observation) -> directive`, called every control interval, without I/O or a clock of
+its own.
 
 A policy is a class with a `name` and a `decide`. It may keep state between calls (what it learned), keyed by the
 server's id, since rows come and go. Everything it needs is in the observation, everything it does is in the directive:
@@ -42,7 +43,8 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What servers did at each number of flows in flight, (servers, CURVE_POINTS) each; cumulative in an observation."""
+    """What servers did at each number of flows in flight, (servers, CURVE_POINTS) each; cumulative in an
+    observation."""
 
     time: Floats  # seconds with n in flight, the running stretch included
     completions: Floats  # flows that ended from n in flight
@@ -62,8 +64,8 @@ class Profile:
 class Observation:
     """One service as the controller saw it, one row a server slot (free ones included: `active` is False there).
 
-    Counters are cumulative since the server's slot was taken; a policy that wants a rate keeps the observation before, and
-    `same_since` tells which rows may be subtracted. Times are seconds.
+    Counters are cumulative since the server's slot was taken; a policy that wants a rate keeps the observation
+    before, and `same_since` tells which rows may be subtracted. Times are seconds.
     """
 
     now: float  # CLOCK_MONOTONIC (or the simulator's clock)

@@ -50,7 +50,7 @@ ALIASES: dict[str, str] = {
 }
 
 # Keys of `policy:` that belong to the controller, not to the policy.
-CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing"})
+CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing", "guard"})
 
 
 class UnknownPolicyError(ValueError):

@@ -1,10 +1,13 @@
 """Truthful bids, learned: every server bids the marginal social cost of one more flow, told nothing, from a cold start.
 
 Source    Krishnan, "Joining the right queue", IEEE TAC 35(1), 1990; docs/adaptive.md
-Learns    s and k of every server (controlplane/estimator.py) from its occupancy profile, with decay and change detection
-Splits    the arrivals over the servers so that one more flow a second costs the same on each (controlplane/bids.py: split)
-Bids      Δ(n) for that share (bids.py: truthful); a server that fails more flows than the others adds what that costs, and one
-          that has not been seen for long bids less for its first flow, the more so the longer: it is probed, not starved
+Learns    s and k of every server (controlplane/estimator.py) from its occupancy profile, with decay and change
+          detection
+Splits    the arrivals over the servers so that one more flow a second costs the same on each (controlplane/bids.py:
+          split)
+Bids      Δ(n) for that share (bids.py: truthful); a server that fails more flows than the others adds what that
+          costs, and one that has not been seen for long bids less for its first flow, the more so the longer: it is
+          probed, not starved
 Balancers that share the servers (K > 1) see a part of the flows: (K·n + c)/ŵ then, until something better is measured
 """
 

@@ -1,10 +1,12 @@
 """The classic auction: bids that rise with the load ratio, with sensitivities learned from completion times.
 
-The rule is kept exactly as it was published (DESIGN, "the classic rule"); it runs in the data plane for every flow. What is learned
-here are its inputs. A round is one control interval.
+The rule is kept exactly as it was published (DESIGN, "the classic rule"); it runs in the data plane for every flow.
+What is learned here are its inputs. A round is one control interval.
 
-Capacity       flows in flight at which a server counts as full: its share of the observed rates, times twice what is in flight
-Sensitivity    s ← s · e^(η (fct / mean fct − 1)): a server slower than the rest becomes more sensitive to load, within 1 : 10
+Capacity       flows in flight at which a server counts as full: its share of the observed rates, times twice what
+               is in flight
+Sensitivity    s ← s · e^(η (fct / mean fct − 1)): a server slower than the rest becomes more sensitive to load,
+               within 1 : 10
 Reserve        1.5 times the mean winning bid of the last round; winners above it are flagged, not refused
 """
 
@@ -68,7 +70,7 @@ class Auction:
         return Directive(rule="classic", weights=np.maximum(rate, 1e-9), classic=classic, fitted=fitted)
 
     def _learn(self, o: Observation) -> dict[str, Floats]:
-        """Return decayed busy time, completions and flow time of each server, and sum and number of the last round's bids."""
+        """Return each server's decayed busy time, completions and flow time, and sum and number of the last bids."""
         before, same, n = self._before, o.same_since(self._before), o.n_servers
         state = {name: np.zeros(n) for name in ("busy", "ended", "flow_time")} | {
             "sensitivity": np.ones(n),

@@ -1,11 +1,13 @@
 """Active WCMP: weighted random whose weights follow the load that is observed on each server.
 
-MARLLB's baseline of this name probes servers for how busy they are and draws in proportion to what they have to spare. Here
-nobody is asked: the load is the mean number of flows in flight since the last look, from the occupancy profile.
+MARLLB's baseline of this name probes servers for how busy they are and draws in proportion to what they have to
+spare. Here nobody is asked: the load is the mean number of flows in flight since the last look, from the occupancy
+profile.
 
 Source    Yao, Ding, Clausen, "Multi-Agent Reinforcement Learning for Network Load Balancing in Data Center", CIKM 2022;
           weights after Aghdai et al., "Spotlight: Scalable Transport Layer Load Balancing", 2018
-Draw      w_i ← w_i · ((1 + mean load) / (1 + load_i))^gain, smoothed, within 1 : 16 of the mean; starts from the configured weights
+Draw      w_i ← w_i · ((1 + mean load) / (1 + load_i))^gain, smoothed, within 1 : 16 of the mean; starts from the
+          configured weights
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Generalised shortest expected delay: (K·n + c) / w with the configured weights as speeds.
 
-c = 1 is shortest expected delay, c = 0 greedy on the work ahead; near the optimum lie c = 0 … 0.5. K is the number of balancers
-that share the servers: each sees only its own flows, about one in K of them.
+c = 1 is shortest expected delay, c = 0 greedy on the work ahead; near the optimum lie c = 0 … 0.5. K is the number
+of balancers that share the servers: each sees only its own flows, about one in K of them.
 
-Source    Selen, Adan, Kapodistria, van Leeuwaarden, "Steady-state analysis of shortest expected delay routing", QUESTA 84, 2016,
-          for c = 1; the other c were measured (docs/policies.md)
+Source    Selen, Adan, Kapodistria, van Leeuwaarden, "Steady-state analysis of shortest expected delay routing",
+          QUESTA 84, 2016, for c = 1; the other c were measured (docs/policies.md)
 Bid       (K·n + c) / w
 """
 

@@ -4,7 +4,8 @@ Finagle and linkerd draw two servers and compare; here all bid. They see every a
 histogram, so its peak is the greatest bucket that filled since the last look.
 
 Source    Finagle, PeakEwma.scala, Twitter, 2015
-Bid       cost · (n + 1); cost = peak if it is greater, else cost·e^(−dt/τ) + mean·(1 − e^(−dt/τ)); without answers it decays
+Bid       cost · (n + 1); cost = peak if it is greater, else cost·e^(−dt/τ) + mean·(1 − e^(−dt/τ)); without answers
+          it decays
 Unknown   a server without a sample costs what the others do on average: a newcomer is neither flooded nor starved
 """
 

@@ -12,7 +12,7 @@ from controlplane.policy import Directive, Floats, Observation
 
 
 def configured_shares(observation: Observation) -> Floats:
-    """Return the weights of the servers that may take flows; equal ones where none may, for a lottery needs a ticket."""
+    """Return the weights of the servers that may take flows; equal ones where none may: a lottery needs a ticket."""
     shares = np.where(observation.active, observation.weight, 0.0)
     return shares if shares.sum() > 0 else np.ones(observation.n_servers)
 
