@@ -44,7 +44,7 @@ static void response_continue(struct session *s, struct upstream *up)
     } else {
         arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
         conn_flush(&s->client);
-        conn_receive(&up->conn, s->head_sent);
+        conn_receive(&up->conn, s->response.from != FRAME_LENGTH || s->response.left > BUFFER_SMALL_READ);
     }
 }
 

@@ -44,8 +44,8 @@ void tunnel_connected(struct session *s)
     tunnel_alive(s);
     request_drop_held(s);
     if (!s->client_eof)
-        conn_receive(&s->client, true);
-    conn_receive(&s->up->conn, true);
+        conn_receive(&s->client, false);
+    conn_receive(&s->up->conn, false);
 }
 
 static void tunnel_end(struct session *s, char termination, enum outcome outcome)
@@ -96,7 +96,7 @@ void tunnel_received(struct session *s, bool from_client, struct buffer *buffer,
         conn_flush(to);
     } else {
         conn_flush(to);
-        conn_receive(from, true);
+        conn_receive(from, n >= BUFFER_SMALL_READ);     /* a full small buffer: more is coming than messages */
     }
 }
 
