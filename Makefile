@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
+PIP    := VICKREY_EDITABLE=1 $(PY) -m pip install -q --disable-pip-version-check
 C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/dev/null) shm_layout/build_ffi.py dataplane/build_ffi.py
 
 # What a fresh Debian lacks, and what the tests run against.
 APT_BASE := gcc libc6-dev python3-dev python3-venv liburing-dev
-APT_TEST := clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light
+APT_TEST := clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
 
 .PHONY: run test lint bench fuzz build clean help
 .DEFAULT_GOAL := help
@@ -52,13 +53,14 @@ $(VENV)/.base: pyproject.toml setup.py
 	$(call apt_install,$(APT_BASE),needed to build (a C compiler, Python headers, liburing))
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo 'installing vickrey into $(VENV)'
-	@$(PY) -m pip install -q --disable-pip-version-check -e .
+	@$(PIP) 'setuptools>=77' 'cffi>=1.17,<3' wheel
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	$(call apt_install,$(APT_TEST),tests that need them are skipped)
 	@echo 'installing the test tools into $(VENV)'
-	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev,testbed]'
+	@$(PIP) --no-build-isolation -e '.[dev,testbed]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.base $(C_SRC)
