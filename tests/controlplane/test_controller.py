@@ -1,0 +1,216 @@
+"""The controller as a process: commands in, answers out, one controller a segment, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shm_layout.segment import Limits, Segment, ServerData, SettingsData
+
+SERVERS = 3
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    name = f"/vickrey.test{os.getpid()}.controller"
+    with Segment.create(name, Limits(max_servers=8), "web") as made:
+        servers = [ServerData(id=i + 1, name=f"s{i}", weight=i + 1) for i in range(SERVERS)]
+        made.publish_settings(SettingsData(servers=servers))
+        yield made
+        made.unlink()
+
+
+class Process:
+    """A controller with the test as its supervisor."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "controlplane.controller", *arguments]
+        self.popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.events: list[dict[str, Any]] = []
+
+    def tell(self, line: str) -> dict[str, Any]:
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
+        while "event" in (answer := json.loads(self.popen.stdout.readline())):
+            self.events.append(answer)
+        return dict(answer)
+
+    def command(self, **command: Any) -> dict[str, Any]:
+        return self.tell(json.dumps({"id": 7, **command}))
+
+    def start(self, segment: Segment, policy: Any = "lsq", interval: float = 0.02) -> dict[str, Any]:
+        service = {"service": "web", "segment": segment.name, "interval": interval, "balancers": 1}
+        service |= {"objective": "mean", "policy": policy if isinstance(policy, dict) else {"name": policy}}
+        return self.command(cmd="start", supervisor_pid=os.getpid(), services=[service])
+
+    def end(self) -> int:
+        self.popen.communicate(timeout=20)  # closes its input
+        return self.popen.returncode
+
+
+@pytest.fixture
+def controller() -> Iterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def make(*arguments: str) -> Process:
+        made.append(Process(*arguments))
+        return made[-1]
+
+    yield make
+    for process in made:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        process.popen.wait()
+        for pipe in (process.popen.stdin, process.popen.stdout, process.popen.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_first_directive_is_in_force_before_start_is_answered(segment, controller):
+    process = controller()
+    assert process.start(segment)["ok"]
+    view = segment.read_directive()
+    assert (view.policy, view.rule, list(view.ids)) == ("lsq", "bids", [1, 2, 3])
+    assert view.head["enforcing_percent"] == 100
+    assert process.end() == 0
+
+
+def test_it_beats_although_nothing_changes(segment, controller):
+    controller().start(segment)
+    first = segment.read_controller()
+    until(lambda: segment.read_controller()["cycles"] >= first["cycles"] + 5)
+    assert segment.read_controller()["heartbeat_ns"] > first["heartbeat_ns"]
+    assert segment.directives_published == 1  # the same decision is not published again
+
+
+def test_a_policy_is_set_shown_and_rolled_back(segment, controller):
+    process = controller()
+    process.start(segment)
+    assert process.command(cmd="policy", service="web", policy={"name": "gsed", "c": 0.25})["ok"]
+    assert segment.read_directive().policy == "gsed"
+    assert segment.read_directive().curves[2, :2] == pytest.approx([0.25 / 3, 1.25 / 3])
+    shown = process.command(cmd="show")["services"]["web"]
+    assert shown["spec"] == {"name": "gsed", "c": 0.25}
+    assert shown["history"] == [{"name": "lsq"}]
+    assert [server["weight"] for server in shown["servers"]] == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=1e-4)
+    assert process.command(cmd="rollback", service="web")["ok"]
+    assert segment.read_directive().policy == "lsq"
+    refused = process.command(cmd="rollback", service="web")
+    assert not refused["ok"]
+    assert "no policy to go back to" in refused["error"]
+    assert [(e["policy"]["name"], e["why"]) for e in process.events] == [("gsed", "set"), ("lsq", "rolled back")]
+
+
+def test_every_rule_reaches_the_segment(segment, controller):
+    process = controller()
+    process.start(segment)
+    for name, rule in [
+        ("wcmp", "alias"),
+        ("wrr", "wrr"),
+        ("maglev", "maglev"),
+        ("auction", "classic"),
+        ("p2c", "bids"),
+    ]:
+        assert process.command(cmd="policy", service="web", policy={"name": name})["ok"], name
+        assert segment.read_directive().rule == rule
+    process.command(cmd="policy", service="web", policy={"name": "maglev"})
+    slots = np.bincount(segment.read_directive().table, minlength=SERVERS)
+    assert slots / slots.sum() == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.01)
+
+
+def test_a_bad_policy_changes_nothing_and_says_why(segment, controller):
+    process = controller()
+    process.start(segment)
+    for policy, why in [
+        ({"name": "lsqq"}, "did you mean 'lsq'"),
+        ({"name": "gsed", "x": 1}, "unknown option 'x'"),
+        ({"name": "lsq", "mode": "sometimes"}, "expected enforce or shadow"),
+        ({"name": "lsq", "enforcing": 101}, "expected 0 … 100"),
+    ]:
+        answer = process.command(cmd="policy", service="web", policy=policy)
+        assert not answer["ok"]
+        assert why in answer["error"]
+    assert segment.read_directive().policy == "lsq"
+    assert segment.directives_published == 1
+
+
+def test_shadow_and_share_are_in_the_directive(segment, controller):
+    process = controller()
+    process.start(segment, {"name": "sed", "mode": "shadow"})
+    assert segment.read_directive().head["enforcing_percent"] == 0
+    process.command(cmd="policy", service="web", policy={"name": "sed", "enforcing": 10})
+    assert segment.read_directive().head["enforcing_percent"] == 10
+
+
+def test_it_follows_the_server_table(segment, controller):
+    process = controller()
+    process.start(segment, "wrr")
+    servers = [ServerData(id=9, name="new", weight=5)]
+    segment.publish_settings(SettingsData(version=2, servers=servers))
+    until(lambda: list(segment.read_directive().ids) == [9])
+    assert segment.read_directive().head["settings_version"] == 2
+
+
+def test_garbage_is_answered_and_survived(segment, controller):
+    process = controller()
+    assert not process.tell("no json")["ok"]
+    assert not process.tell("[1]")["ok"]
+    assert not process.command(cmd="dance")["ok"]
+    assert not process.command(cmd="policy", service="web", policy="lsq")["ok"]
+    assert not process.command(cmd="start", services=[{"service": "web", "segment": "/vickrey.no.such"}])["ok"]
+    assert process.start(segment)["ok"]
+    assert not process.start(segment)["ok"]
+
+
+def test_a_second_controller_is_refused_unless_it_takes_over(segment, controller):
+    first, second, third = controller(), controller(), controller("--takeover")
+    first.start(segment)
+    answer = second.start(segment)
+    assert not answer["ok"]
+    assert str(first.popen.pid) in answer["error"]
+    assert third.start(segment, "sed")["ok"]
+    assert first.popen.wait(10) == 1  # superseded, it ends by itself
+    assert segment.read_directive().policy == "sed"
+    assert third.end() == 0
+
+
+def test_interrupts_are_the_supervisor_s_business_and_term_ends_it(segment, controller):
+    process = controller()
+    process.start(segment)
+    process.popen.send_signal(signal.SIGINT)
+    assert process.command(cmd="show")["ok"]
+    process.popen.terminate()
+    assert process.popen.wait(10) == 0
+
+
+def test_a_killed_controller_leaves_the_lock_and_the_directive(segment, controller):
+    first = controller()
+    first.start(segment, "sed")
+    epoch = segment.read_controller()["epoch"]
+    first.popen.kill()
+    first.popen.wait()
+    assert segment.read_directive().policy == "sed"
+    second = controller()
+    assert second.start(segment)["ok"]
+    assert segment.read_controller()["epoch"] == epoch + 1
