@@ -11,6 +11,7 @@ import socket
 
 from controlplane.config import Address, Config, Service
 from controlplane.servers import Server, ServerTable
+from shm_layout.layout import SERVERS_LIMIT
 from shm_layout.segment import FREE_SERVER, Limits, ServerData, SettingsData, pack_address
 
 SECOND = 1_000_000_000
@@ -24,7 +25,6 @@ FALLBACKS = {
     "wrr": ("wrr", "lsq", 0),
 }
 SLOTS_LEAST = 64
-SLOTS_MOST = 4096
 
 
 def threads(service: Service) -> int:
@@ -35,7 +35,7 @@ def threads(service: Service) -> int:
 def segment_limits(service: Service) -> Limits:
     """Return what its segment is sized by: twice its servers, so that a reload finds room."""
     wanted = max(SLOTS_LEAST, 2 * len(service.servers))
-    slots = min(1 << math.ceil(math.log2(wanted)), SLOTS_MOST)
+    slots = min(1 << math.ceil(math.log2(wanted)), SERVERS_LIMIT)
     return Limits(max_servers=slots, max_workers=threads(service))
 
 

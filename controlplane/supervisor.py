@@ -25,7 +25,6 @@ from controlplane import logs, reload, stats_csv
 from controlplane.admin import Admin
 from controlplane.config import Config
 from controlplane.config_errors import Problem
-from controlplane.listeners import ListenError
 from controlplane.liveness import Liveness
 from controlplane.metrics import ProcessView
 from controlplane.notify import Notifier
@@ -54,7 +53,7 @@ def run(config: Config, config_path: str | os.PathLike[str] | None, log: logging
         supervisor = Supervisor(config, None if config_path is None else Path(config_path), log, dropping)
         try:
             return asyncio.run(supervisor.run())
-        except (StartError, ListenError, SegmentError) as error:
+        except (StartError, SegmentError, OSError) as error:
             log.error("%s", error)
             return 1
 
