@@ -279,7 +279,7 @@ class Service(Model):
     health: Annotated[Health | None, BeforeValidator(_or_off)] = Health()  # None: off
     outlier: Annotated[Outlier | None, BeforeValidator(_or_off)] = Outlier()  # None: off
     slowstart: DurationOrZero = 0.0  # 0: none
-    retries: int = Field(default=1, ge=0, le=10)
+    retries: int = Field(default=3, ge=0, le=10)
     retry_budget: Percent = 20  # percent of the flows lately
     timeout: Timeout = Timeout()
     drain_timeout: DurationOrZero = 30.0

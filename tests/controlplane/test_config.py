@@ -57,7 +57,7 @@ admin:
 def test_two_lines_are_enough_and_the_rest_is_filled_in(tmp_path: Path) -> None:
     web = read(tmp_path, service()).service["web"]
     assert (web.mode, web.policy.name, web.fallback, web.objective) == ("http", "adaptive", "lsq", "mean")
-    assert (web.interval, web.stale_after, web.retries, web.retry_budget) == (0.2, 3.0, 1, 20)
+    assert (web.interval, web.stale_after, web.retries, web.retry_budget) == (0.2, 3.0, 3, 20)
     assert web.health is not None
     assert web.health.type == "tcp"
     assert web.outlier is not None
