@@ -1,6 +1,7 @@
 """Build the two C extensions into a wheel; everything else stands in pyproject.toml.
 
-An editable install by make (VICKREY_EDITABLE=1) leaves them out: the Makefile builds them in place when a source changed.
+An editable install by make (VICKREY_EDITABLE=1) leaves them out: the Makefile builds them in place when a source
+changed.
 """
 
 import os

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from cffi import FFI
+from cffi import FFI  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -23,7 +23,7 @@ if str(ROOT) not in sys.path:  # setuptools runs this file by its path
 from shm_layout import build_ffi as shm  # noqa: E402
 
 # Each part with its public headers.
-PARTS = {"core": ["core.h", "scan.h", "drill.h"], "sim": ["sim.h"], "socket": ["engine.h"]}
+PARTS = {"core": ["core.h", "scan.h", "drill.h"], "sim": ["sim.h", "vector.h"], "socket": ["engine.h"]}
 PUBLIC = tuple(FOLDER / part / name for part, names in PARTS.items() for name in names)
 # Same results under every compiler: no fused multiply-add. -Wno-*: what cffi itself generates is not clean of it.
 COMPILE_FLAGS = (
