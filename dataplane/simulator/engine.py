@@ -247,6 +247,11 @@ class Simulation:
         return ffi.gc(out[0], lib.sim_destroy)
 
     @property
+    def handle(self) -> Any:
+        """The engine's `struct sim *`, as long as this lives: for what drives many simulations in one call."""
+        return self._sim
+
+    @property
     def now(self) -> float:
         """Seconds since the start."""
         return float(self.now_ns - lib.sim_epoch_ns()) * 1e-9
