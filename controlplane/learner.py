@@ -18,8 +18,13 @@ from controlplane.policy import CURVE_MIDDLE, CURVE_N, Bools, Floats, Observatio
 
 # Completions of a server over which its past fades.
 WINDOW = 2000.0
-# Log-likelihood ratio at which a change is believed, and the completions that are kept of the past then.
-ALARM, KEPT = 12.0, 8.0
+# Log-likelihood ratio at which a change is believed; and the completions that are kept of the past of a server that
+# slowed down, and of one that sped up: its old times are the longer ones and would outweigh the new.
+ALARM, KEPT_SLOWED, KEPT_SPED = 12.0, 8.0, 0.5
+# Rates that CUSUM tests against the present one: half of it, and these multiples.
+SPED = {"sped_2": 2.0, "sped_8": 8.0, "sped_32": 32.0}
+# More completions than so many times the expected ones are a surprise: the server is looked at again at once.
+SURPRISE = 4.0
 # Greatest dispersion that is believed.
 DISPERSION_MAX = 16.0
 # Expected completions over which the dispersion of one block is taken.
@@ -42,6 +47,7 @@ class Learner:
 
     def __init__(self) -> None:
         self.before: Observation | None = None
+        self.window = WINDOW  # what acts on top of the policy may change it
         self.arrival_rate = 0.0  # flows a second, the whole service
         self.changes = 0  # alarms so far
         self._rate_flows = self._rate_seconds = 0.0
@@ -55,7 +61,7 @@ class Learner:
         self._scalars = {
             name: np.zeros(n)
             for name in (
-                *("open_age", "slowed", "sped", "block_expected", "block_seen", "dispersion", "blocks"),
+                *("open_age", "slowed", *SPED, "block_expected", "block_seen", "dispersion", "blocks"),
                 *("failed", "closed", "unseen_seconds", "unseen_flows"),
             )
         }
@@ -93,18 +99,18 @@ class Learner:
         elapsed = min(max(elapsed, 1e-6), 3600.0)
         change = self._change(o, same)
         ended = change.completions.sum(axis=1)
-        keep = np.exp(-ended / WINDOW)
-        changed = self._changed(change, ended)
-        kept = KEPT * np.clip(self["dispersion"], 1.0, DISPERSION_MAX)
-        keep = np.where(changed, np.minimum(keep, kept / np.maximum(self._weight(), kept)), keep)
+        keep = np.exp(-ended / self.window)
+        expected = self._expected(change)
+        kept = self._kept(ended, expected)
+        keep = np.minimum(keep, kept / np.maximum(self._weight(), kept))
         for name in Profile.__slots__:
             past = getattr(self._profile, name)
             past *= np.where(keep > NEGLIGIBLE, keep, 0.0)[:, None]
             past += getattr(change, name)
         # The first look may be at hours: no more of it counts than a window.
         weight = self._weight()
-        if (weight > 1.5 * WINDOW).any():
-            scale = np.minimum(1.0, WINDOW / np.maximum(weight, 1.0))[:, None]
+        if (weight > 1.5 * self.window).any():
+            scale = np.minimum(1.0, self.window / np.maximum(weight, 1.0))[:, None]
             for name in Profile.__slots__:
                 getattr(self._profile, name)[:] *= scale
         opened = self._difference(o.flows, self.before.flows if self.before else None, same)
@@ -112,8 +118,9 @@ class Learner:
         self._update_ages(o, change, outcomes)
         self._update_failures(outcomes, elapsed)
         self._update_rate(float(opened.sum()), elapsed, same)
-        self["unseen_seconds"][:] = np.where(opened > 0, 0.0, self["unseen_seconds"] + elapsed)
-        self["unseen_flows"][:] = np.where(opened > 0, 0.0, self["unseen_flows"] + opened.sum())
+        seen = (ended > 0) & ~(ended > SURPRISE * expected)
+        self["unseen_seconds"][:] = np.where(seen, 0.0, self["unseen_seconds"] + elapsed)
+        self["unseen_flows"][:] = np.where(seen, 0.0, self["unseen_flows"] + opened.sum())
         self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
         self.before = o
         return self.fit
@@ -151,34 +158,45 @@ class Learner:
             )
         )
 
-    def _changed(self, change: Profile, ended: Floats) -> Bools:
-        """Return which servers ended flows at another rate than r(n) for too long to be chance."""
+    def _expected(self, change: Profile) -> Floats:
+        """Return the completions that r(n) made expect; infinite where nothing is known yet."""
         if self.fit is None or self.before is None:
-            return np.zeros(len(ended), dtype=bool)
+            return np.full(len(self._ids), np.inf)
         rate = np.minimum(CURVE_N, self.fit.k[:, None]) / self.fit.s[:, None]
-        expected = np.einsum("ij,ij->i", rate, change.time)
-        seen, want, phi = self["block_seen"], self["block_expected"], self["dispersion"]
+        expected: Floats = np.einsum("ij,ij->i", rate, change.time)
+        # Before some completions there is no rate to depart from.
+        return np.where(self.fit.samples >= KEPT_SLOWED, expected, np.inf)
+
+    def _kept(self, ended: Floats, expected: Floats) -> Floats:
+        """Return how many completions of each server's past to keep: infinite where it ended flows as expected."""
+        judged = np.isfinite(expected)
+        expected, ended = np.where(judged, expected, 0.0), np.where(judged, ended, 0.0)
+        self._update_dispersion(ended, expected)
+        phi = np.clip(self["dispersion"], 1.0, DISPERSION_MAX)
+        slowed = self["slowed"]
+        slowed[:] = np.maximum(slowed + (0.5 * expected - np.log(2.0) * ended) / phi, 0.0)
+        kept = np.where(slowed > ALARM, KEPT_SLOWED * phi, np.inf)
+        for name, times in SPED.items():
+            sped = self[name]
+            sped[:] = np.maximum(sped + (np.log(times) * ended - (times - 1.0) * expected) / phi, 0.0)
+            kept = np.where(sped > ALARM, KEPT_SPED, kept)
+        alarm = np.isfinite(kept)
+        for name in ("slowed", *SPED):
+            self[name][alarm | ~judged] = 0.0
+        self.changes += int(alarm.sum())
+        return np.where(alarm, kept, CHANGE_MAX)
+
+    def _update_dispersion(self, ended: Floats, expected: Floats) -> None:
+        """Follow the mean of (seen − expected)²/expected over blocks, the last 16 or so; a Poisson process has 1."""
+        seen, want, phi, blocks = (self[n] for n in ("block_seen", "block_expected", "dispersion", "blocks"))
         seen += ended
         want += expected
         done = want >= BLOCK
         if done.any():
-            # Mean of (seen − expected)²/expected over blocks, the last 16 or so; an even process has 1.
-            self["blocks"][done] = np.minimum(self["blocks"][done] + 1.0, 16.0)
+            blocks[done] = np.minimum(blocks[done] + 1.0, 16.0)
             surprise = (seen[done] - want[done]) ** 2 / want[done]
-            phi[done] += (np.minimum(surprise, 64.0) - phi[done]) / (self["blocks"][done] + 2.0)
+            phi[done] += (np.minimum(surprise, 64.0) - phi[done]) / (blocks[done] + 2.0)
             seen[done] = want[done] = 0.0
-        scale = 1.0 / np.clip(phi, 1.0, DISPERSION_MAX)
-        half = np.log(2.0)
-        slowed, sped = self["slowed"], self["sped"]
-        slowed[:] = np.maximum(slowed + scale * (0.5 * expected - half * ended), 0.0)
-        sped[:] = np.maximum(sped + scale * (half * ended - expected), 0.0)
-        # Before some completions there is no rate to depart from.
-        judged = self.fit.samples >= KEPT
-        alarm = judged & ((slowed > ALARM) | (sped > ALARM))
-        slowed[alarm | ~judged] = 0.0
-        sped[alarm | ~judged] = 0.0
-        self.changes += int(alarm.sum())
-        return alarm
 
     def _update_ages(self, o: Observation, change: Profile, outcomes: Floats) -> None:
         """Follow Σ ages of the open flows: flow-seconds that passed less those of the flows that ended."""
