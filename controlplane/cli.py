@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("top", "the same, live"),
     "policy": ("policy", "list, show, set or roll back policies"),
     "server": ("server", "list servers; drain, ready, maint, weight"),
+    "sim": ("sim", "compare policies in the simulator: scenarios, seeds, confidence intervals, reports"),
     "reload": ("reload", "make a running balancer read its configuration file again"),
 }
 

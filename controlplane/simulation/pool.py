@@ -1,0 +1,68 @@
+"""Makes many runs over the cores. Ctrl-C ends it at once and leaves no process behind.
+
+Workers ignore the terminal's interrupt (it goes to all of them at once) and are ended by their parent; should that die
+without a word, the kernel ends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from controlplane.simulation.runs import Job, Run, execute
+
+_PR_SET_PDEATHSIG = 1
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _begin(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that are started here ignore SIGINT from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may; nobody presses Ctrl-C on the others
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def execute_all(jobs: Sequence[Job], workers: int) -> Iterator[Run]:
+    """Yield the runs as they end. One worker: in this process."""
+    if min(workers, len(jobs)) <= 1:
+        yield from map(execute, jobs)
+        return
+    before = set(multiprocessing.active_children())
+    # spawn: a forked child would inherit whatever threads of ours held locked.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (os.getpid(),))
+    try:
+        with _deaf_to_interrupts():
+            # All workers are started by these: the last starts when there are as many jobs.
+            futures = [pool.submit(execute, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+            child.join()
+        raise
