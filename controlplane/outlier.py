@@ -89,7 +89,7 @@ class FailureRuns:
         runs.errors = _run(runs.errors, bad, now.in_a_row, good)
         # A 5xx that the server answered itself ends a run of gateway failures.
         runs.gateway = _run(runs.gateway, gateway, now.gateway_in_a_row, good + answered.sum(axis=0))
-        runs.connect = np.where(good + answered.sum(axis=0) > 0, 0, runs.connect + refused.sum(axis=0))
+        runs.connect = _run(runs.connect, refused, now.gateway_in_a_row, good + answered.sum(axis=0))
         return runs
 
 
@@ -144,10 +144,11 @@ class OutlierDetector:
                 if errors >= most_errors
                 else f"{runs.gateway[slot]} gateway failures in a row"
             )
+            unanswered = int(runs.gateway[slot]) >= errors
             runs.errors[slot] = runs.gateway[slot] = 0
             # As with Envoy's: the chance that it is done rather than only found.
             if random.random() * 100 < settings.enforcing:
-                self._eject(server, cause, now)
+                self._eject(server, cause, unanswered, now)
                 ejected.append((server, cause))
         return ejected
 
@@ -158,8 +159,9 @@ class OutlierDetector:
         out = sum(other.ejected for other in servers)
         return out < max(1, len(servers) * self.settings.max_ejection_percent // 100)
 
-    def _eject(self, server: Server, cause: str, now: float) -> None:
+    def _eject(self, server: Server, cause: str, unanswered: bool, now: float) -> None:
         assert self.settings is not None
+        server.eject_unanswered, server.checks_good = unanswered, 0
         server.ejections += 1
         server.ejections_total += 1
         for_s = min(self.settings.base_ejection_time * server.ejections, self.settings.max_ejection_time)
@@ -184,7 +186,7 @@ class OutlierDetector:
                 back.append((server, "nobody else is left"))
             else:
                 continue
-            server.ejected_until, server.eject_cause, server.changed = 0.0, "", now
+            self._absolve(server, now)
         if self.settings is not None and now - self._swept >= self.settings.interval:
             self._swept = now
             returned = {server for server, _ in back}
@@ -192,6 +194,22 @@ class OutlierDetector:
                 if not server.ejected and server.ejections and server not in returned:
                     server.ejections -= 1
         return back
+
+    def checked_good(self, server: Server, went_up: bool, rise: int, now: float) -> bool:
+        """A check of an ejected server was good; returns whether that ends the ejection.
+
+        It does when the server was down meanwhile, and after `rise` of them when all that it was ejected for is that it
+        did not answer, as a server that was killed and is back. Not again for one that does so repeatedly, and never
+        for one that answered errors: its checks were good then, too.
+        """
+        first = server.eject_unanswered and server.ejections <= 1 and server.checks_good >= rise
+        if not server.ejected or not (went_up or first):
+            return False
+        self._absolve(server, now)
+        return True
+
+    def _absolve(self, server: Server, now: float) -> None:
+        server.ejected_until, server.eject_cause, server.changed = 0.0, "", now
 
     def shift(self, servers: ServerTable, slept_s: float) -> None:
         """Let ejections last longer by the time that this machine stood still."""

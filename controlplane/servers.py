@@ -55,6 +55,7 @@ class Server:
     last_check_s: float = 0.0  # how long it took
     ejected_until: float = 0.0  # monotonic seconds; 0: not ejected
     eject_cause: str = ""
+    eject_unanswered: bool = False  # for giving no answers at all, rather than answering errors
     ejections: int = 0  # lately: the next one lasts that much longer
     ejections_total: int = 0
     slowstart_begin_ns: int = 0

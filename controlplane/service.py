@@ -7,6 +7,7 @@ free their slots, and whatever changed is published, once.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from controlplane import counters, settings
@@ -157,7 +158,9 @@ class LiveService:
 
     def _checked(self, server: Server, result: CheckResult) -> None:
         nobody_up = not any(other.takes_flows for other in self.table)
-        if not take_result(server, result, self._checks.plan, nobody_up):
+        changed = take_result(server, result, self._checks.plan, nobody_up)
+        back = result.good and self._outliers.checked_good(server, changed, self._checks.plan.rise, time.monotonic())
+        if not changed and not back:
             return
         if server.up:
             log.warning("%s: server %s is up: %s", self.name, server.name, result.text)

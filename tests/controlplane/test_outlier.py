@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controlplane.config import Outlier, Server
 from controlplane.outlier import FailureRuns, Outcomes, OutlierDetector, Runs
+from controlplane.servers import Server as TableServer
 from controlplane.servers import ServerTable
 
 PORTS = range(9001, 9100)
@@ -58,7 +59,7 @@ def test_a_run_goes_on_from_poll_to_poll_until_a_good_answer():
     counters.flow(0, "good")
     counters.flow(0, "connect_failed")
     found = follow.poll(counters.outcomes())
-    assert (found.errors[0], found.gateway[0], found.connect[0]) == (1, 1, 0)
+    assert (found.errors[0], found.gateway[0], found.connect[0]) == (1, 1, 1)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["good", "errors_5xx", "connect_failed", "broken"]), st.booleans())))
@@ -177,6 +178,38 @@ def test_gateway_failures_have_a_threshold_of_their_own():
     assert cause == "3 gateway failures in a row"
     off = OutlierDetector(Outlier(consecutive_5xx=0, consecutive_gateway_failure=0))
     assert off.judge(table(2), runs(servers, {1: 50}, {1: 50}), now=1.0) == []
+
+
+def test_refusals_count_although_the_server_still_answered_between_two_polls():
+    counters, follow = Counters(1), FailureRuns()
+    follow.poll(counters.outcomes())
+    for outcome in ("good", "broken", "broken", "connect_failed", "connect_failed", "connect_failed"):
+        counters.flow(0, outcome)
+    assert follow.poll(counters.outcomes()).connect[0] == 3
+
+
+def ejected(errors: int, gateway: int) -> tuple[TableServer, OutlierDetector]:
+    servers, detector = table(2), OutlierDetector(Outlier())
+    ((server, _),) = detector.judge(servers, runs(servers, {0: errors}, {0: gateway}), now=1.0)
+    return server, detector
+
+
+def test_a_server_that_did_not_answer_is_back_after_rise_good_checks_once():
+    server, detector = ejected(errors=5, gateway=5)
+    server.checks_good = 1
+    assert not detector.checked_good(server, went_up=False, rise=2, now=2.0)
+    server.checks_good = 2
+    assert detector.checked_good(server, went_up=False, rise=2, now=2.0)
+    assert server.health == "up"
+    server.ejected_until, server.ejections = 99.0, 2
+    assert not detector.checked_good(server, went_up=False, rise=2, now=2.0)
+
+
+def test_good_checks_do_not_excuse_a_server_that_answers_errors_unless_it_was_down_meanwhile():
+    server, detector = ejected(errors=5, gateway=0)
+    server.checks_good = 50
+    assert not detector.checked_good(server, went_up=False, rise=2, now=2.0)
+    assert detector.checked_good(server, went_up=True, rise=2, now=2.0)
 
 
 def test_enforcing_zero_and_no_settings_eject_nobody():

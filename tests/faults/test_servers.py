@@ -30,7 +30,8 @@ def test_a_server_that_refuses_costs_nobody_an_error_and_is_taken_out(balancer, 
 def test_a_server_killed_under_load_loses_at_most_its_in_flight_and_comes_back(balancer, tmp_path):
     """Row 1: down by its traffic at once, back after `rise` good checks, ramping up."""
     with Farm.of_speeds([1, 1, 1], workers=8, demand="fixed:2") as farm:
-        with balancer(farm.addresses, health=HEALTH, slowstart="1s") as running, Load(running.port) as load:
+        keys = {"health": HEALTH, "slowstart": "1s", "policy": "lsq"}
+        with balancer(farm.addresses, **keys) as running, Load(running.port) as load:
             load.run_for(200)
             farm.kill("s2")
             address = farm.addresses[1]
