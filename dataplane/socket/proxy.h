@@ -103,8 +103,9 @@ struct upstream {
     uint32_t server;
     bool     reused;
     bool     eof;
+    bool     deaf;                          /* sending to it failed: it reads no further */
     bool     keep_alive;                    /* its last answer leaves it open */
-    /* Head of an answer that is not whole yet. */
+    /* Head of an answer that is not whole yet, or that waits for room towards the client. */
     struct buffer *in;
     char    *in_at;
     uint32_t in_n;
@@ -194,6 +195,7 @@ static inline void arm_timer(struct worker_state *w, struct timer *t, enum timer
 }
 static inline struct session *session_of(struct conn *c) { return (struct session *)c; }
 static inline struct upstream *upstream_of(struct conn *c) { return (struct upstream *)c; }
+/* Not to be sent more for now. When it is not, there is room for three segments. */
 static inline bool backlogged(const struct conn *c) { return c->out_bytes >= BACKLOG_BYTES || c->out_n > OUT_SEGMENTS - 3; }
 
 /* proxy_session.c */
@@ -208,6 +210,7 @@ void session_finish(struct session *s);                         /* close once ev
 void session_abort(struct session *s, char termination, enum outcome outcome);
 void session_end_flow(struct session *s, char termination, enum outcome outcome);
 void session_expired(struct session *s, enum timer_kind kind);
+void session_watch(struct session *s);                          /* the exchange goes on: time whoever keeps it waiting */
 /* proxy_request.c */
 bool request_start(struct session *s, uint32_t head_bytes);     /* false: the session was answered or closed */
 void request_dispatch(struct session *s);
@@ -217,6 +220,7 @@ void request_drop_held(struct session *s);
 /* proxy_response.c */
 void response_received(struct session *s, struct upstream *up, struct buffer *buffer, char *at, uint32_t n);
 void response_eof(struct session *s, struct upstream *up);
+void response_resume(struct session *s, struct upstream *up);   /* the client has taken all that it was sent */
 /* proxy_body.c: forward what n bytes hold of the body to dst; room for two segments is there. Bytes consumed, -1: malformed.
  * floor: the lowest address that may be overwritten in front of at. head_n bytes at head go in front. */
 int64_t body_forward(struct body *body, struct conn *dst, struct buffer *buffer, char *at, uint32_t n, char *floor, const char *head,

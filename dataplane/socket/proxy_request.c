@@ -146,22 +146,16 @@ void request_send(struct session *s)
         session_drop_input(s);
     conn_flush(&up->conn);
     conn_receive(&up->conn, false);
-    if (s->request.done) {
-        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
-        if (s->in_n == 0 && !s->client_eof)
-            conn_receive(&s->client, false);
-    } else if (s->client_eof) {
-        session_close(s, false);
-    } else {
-        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
+    session_watch(s);
+    if (!s->request.done)
         conn_receive(&s->client, true);
-    }
+    else if (s->in_n == 0 && !s->client_eof)
+        conn_receive(&s->client, false);
 }
 
 /* More of the body arrived. */
 void request_body(struct session *s, struct buffer *buffer, char *at, uint32_t n)
 {
-    struct worker_state *w = s->worker;
     struct upstream *up = s->up;
     int64_t used = body_forward(&s->request, &up->conn, buffer, at, n, buffer->data, NULL, 0);
     if (used < 0) {
@@ -175,22 +169,9 @@ void request_body(struct session *s, struct buffer *buffer, char *at, uint32_t n
     }
     if (s->in)
         s->in_floor = s->in_at;
-    if (s->request.done) {
-        timer_clear(&s->timer);
-        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
-        conn_flush(&up->conn);
-        if (s->in_n == 0)
-            conn_receive(&s->client, false);
-        return;
-    }
-    if (backlogged(&up->conn)) {            /* the server is slower: wait for it */
-        up->conn.want_drained = true;
-        timer_clear(&s->timer);
-        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
-        conn_flush(&up->conn);
-    } else {
-        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
-        conn_flush(&up->conn);
-        conn_receive(&s->client, true);
-    }
+    up->conn.want_drained = !s->request.done && backlogged(&up->conn);      /* the server is slower: wait for it */
+    session_watch(s);
+    conn_flush(&up->conn);
+    if (s->request.done ? s->in_n == 0 : !up->conn.want_drained)
+        conn_receive(&s->client, !s->request.done);
 }

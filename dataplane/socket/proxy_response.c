@@ -34,18 +34,11 @@ static void response_done(struct session *s, struct upstream *up, uint32_t extra
 /* Send what was pushed, and read on when the client keeps up. */
 static void response_continue(struct session *s, struct upstream *up)
 {
-    struct worker_state *w = s->worker;
-    if (backlogged(&s->client)) {
-        s->client.want_drained = true;
-        timer_clear(&up->timer);
-        if (s->request.done)
-            arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
-        conn_flush(&s->client);
-    } else {
-        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
-        conn_flush(&s->client);
+    s->client.want_drained = backlogged(&s->client);
+    session_watch(s);
+    conn_flush(&s->client);
+    if (!s->client.want_drained)
         conn_receive(&up->conn, s->response.from != FRAME_LENGTH || s->response.left > BUFFER_SMALL_READ);
-    }
 }
 
 static void forward_body(struct session *s, struct upstream *up, struct buffer *buffer, char *at, uint32_t n, char *floor,
@@ -79,7 +72,8 @@ static bool interim(struct session *s)
     }
     if (s->minor == 0)
         return true;
-    struct buffer *buffer = conn_has_room(&s->client) ? buffer_take(&w->loop.pools[BUFFER_SMALL]) : NULL;
+    s->replayable = false;                  /* the client has heard of this one */
+    struct buffer *buffer = buffer_take(&w->loop.pools[BUFFER_SMALL]);
     size_t n = buffer ? http_write_response(head, true, s->minor, FRAME_NONE, buffer->data, BUFFER_SMALL_BYTES) : 0;
     if (n)
         conn_push(&s->client, buffer, buffer->data, (uint32_t)n);
@@ -104,23 +98,34 @@ static enum framing framing_to_client(const struct session *s, const struct http
     return s->minor == 0 ? FRAME_CLOSE : FRAME_CHUNKED;
 }
 
+static void keep_partial(struct upstream *up, struct buffer *buffer, char *at, uint32_t n)
+{
+    if (n)
+        buffer_ref(buffer);
+    up->in = n ? buffer : NULL;
+    up->in_at = at;
+    up->in_n = n;
+}
+
 /* Bytes of an answer whose head is not whole yet. */
 static void head_received(struct session *s, struct upstream *up, struct buffer *buffer, char *at, uint32_t n)
 {
     struct worker_state *w = s->worker;
     for (;;) {
+        if (backlogged(&s->client)) {       /* more interim answers than the client takes: the rest waits, and the server */
+            keep_partial(up, buffer, at, n);
+            s->client.want_drained = true;
+            session_watch(s);
+            conn_flush(&s->client);
+            return;
+        }
         int head_n = n ? http_parse_response(at, n, s->method, &w->head) : 0;
         if (head_n < 0 || (head_n == 0 && n >= HTTP_HEAD_MAX)) {
             upstream_failed(s, OUTCOME_SERVER_ABORT, 502, 'P');
             return;
         }
         if (head_n == 0) {
-            if (n && !up->in) {
-                buffer_ref(buffer);
-                up->in = buffer;
-            }
-            up->in_at = at;
-            up->in_n = n;
+            keep_partial(up, buffer, at, n);
             conn_flush(&s->client);
             conn_receive(&up->conn, false);
             return;
@@ -190,6 +195,21 @@ void response_received(struct session *s, struct upstream *up, struct buffer *bu
     drop_partial(up);
     head_received(s, up, both, from, have);
     buffer_drop(w->loop.pools, both);
+}
+
+void response_resume(struct session *s, struct upstream *up)
+{
+    session_watch(s);
+    if (s->head_sent) {
+        conn_receive(&up->conn, true);
+        return;
+    }
+    struct buffer *buffer = up->in;
+    uint32_t n = up->in_n;
+    up->in = NULL;
+    up->in_n = 0;
+    head_received(s, up, buffer, up->in_at, n);
+    buffer_drop(s->worker->loop.pools, buffer);
 }
 
 /* The server closed its sending side. */

@@ -343,7 +343,6 @@ void session_pump(struct session *s)
 
 static void client_eof(struct session *s)
 {
-    struct worker_state *w = s->worker;
     s->client_eof = true;
     if (s->state == SESSION_HEAD) {
         if (s->client.out_n)
@@ -360,10 +359,9 @@ static void client_eof(struct session *s)
             session_close(s, false);
             return;
         }
-        /* Half-closed, or gone? Only the answer, or a probe, will tell. */
         s->keep_alive = false;
-        if (s->state == SESSION_EXCHANGE && !s->head_sent)
-            arm_timer(w, &s->timer, TIMER_ABORT_PROBE, ABORT_PROBE_NS);
+        if (s->state == SESSION_EXCHANGE)
+            session_watch(s);
     }
 }
 
@@ -429,11 +427,8 @@ static void sent(struct conn *c, int error)
     } else if (s->state == SESSION_HEAD) {
         arm_timer(w, &s->timer, TIMER_KEEP_ALIVE, w->settings->timeout_http_keep_alive_ns);
         session_pump(s);
-    } else if (s->up && !s->up->eof) {      /* the server may go on */
-        if (s->timer.next && s->timer.kind == TIMER_CLIENT && s->request.done)
-            timer_clear(&s->timer);
-        arm_timer(w, &s->up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
-        conn_receive(&s->up->conn, true);
+    } else if (s->state == SESSION_EXCHANGE && !s->up->eof) {
+        response_resume(s, s->up);          /* the server may go on */
     }
 }
 
@@ -443,6 +438,20 @@ static bool was_reset(const struct conn *c)
     int error = 0;
     socklen_t bytes = sizeof error;
     return getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &bytes) != 0 || error != 0;
+}
+
+void session_watch(struct session *s)
+{
+    struct worker_state *w = s->worker;
+    struct upstream *up = s->up;
+    bool client = s->client.want_drained || (!s->request.done && !up->conn.want_drained);
+    timer_clear(client ? &up->timer : &s->timer);
+    if (client)
+        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
+    else
+        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
+    if (!client && s->client_eof && !s->head_sent)      /* half-closed, or gone? Only the answer, or a probe, will tell */
+        arm_timer(w, &s->timer, TIMER_ABORT_PROBE, ABORT_PROBE_NS);
 }
 
 void session_expired(struct session *s, enum timer_kind kind)

@@ -108,7 +108,8 @@ void upstream_release(struct upstream *up, bool reusable)
     up->session = NULL;
     const struct server_entry *entry = balancer_server(w->balancer, up->server);
     if (reusable && !up->conn.closed && up->conn.out_n == 0 && entry->id == up->server_id && entry->state == SERVER_READY
-        && w->idle_n[up->server] < IDLE_UP_MAX && !w->draining && !up->in)
+        && w->idle_n[up->server] < IDLE_UP_MAX && !w->draining && !up->in
+        && !up->deaf)
         idle_add(up);
     else
         upstream_close(up);
@@ -225,15 +226,12 @@ static void sent(struct conn *c, int error)
     } else if (error) {
         /* The server reads no further. It may have answered before it closed: what it sent is still to be read; if there is
          * nothing, the receive that is under way says so. */
-        if (!s->request.done) {
-            s->request.done = false;
-            s->keep_alive = false;
-            timer_clear(&s->timer);
-        }
+        up->deaf = true;
+        timer_clear(&s->timer);
+        arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
         conn_receive(c, false);
     } else if (!s->request.done) {          /* room for more of the body */
-        timer_clear(&up->timer);
-        arm_timer(w, &s->timer, TIMER_CLIENT, w->settings->timeout_client_ns);
+        session_watch(s);
         conn_receive(&s->client, true);
     }
 }
