@@ -102,7 +102,9 @@ def test_ctrl_c_at_any_moment_leaves_nothing(demo: Callable[..., Run], after_s: 
 
 def test_a_killed_demo_takes_its_children_along(demo: Callable[..., Run]):
     run = demo("--duration", "30")
-    time.sleep(2.5)
+    deadline = time.monotonic() + 20
+    while len(run.left_behind()) <= 4 and time.monotonic() < deadline:  # the demo, farm, balancer and its children
+        time.sleep(0.1)
     assert len(run.left_behind()) > 4
     run.process.kill()
     assert run.is_clean_within(10), run.left_behind()
