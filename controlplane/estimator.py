@@ -7,8 +7,9 @@ Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at
                        it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k = cap·s
 Nothing is assumed of the service distribution. Three things keep small samples from misleading:
 
-- "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over n
-  >= q. A server that was not seen full bears at least the q it was seen to bear, or as many as the others do.
+- "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over
+  n >= q, and those who found q or more must have waited. A server that was not seen full is taken for as many workers
+  as the others have, or as it was clearly seen to bear.
 - s counts the age of the flows still open, else the first answers of a slow server, which are its shortest, flatter it.
 - log s and log k are shrunk to the mean of the servers as far as the servers are alike (empirical Bayes, with the
   between-server variance of DerSimonian and Laird, 1986): equal servers are treated as equal at once, unequal ones
@@ -25,6 +26,10 @@ from controlplane.policy import CURVE_N, Bools, Floats, Profile
 
 # Completions below and above q without which a limit at q is not judged.
 FEW = 16.0
+
+# Part of the expected wait that those who found a server full must have waited; half of it is what deterministic service
+# leaves of it.
+WAITED = 0.4
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
@@ -92,21 +97,24 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     completions_from = _suffix_sums(profile.completions[:, :top])
     time_from = _suffix_sums(profile.time[:, :top])
     flow_time_from = _suffix_sums(profile.time[:, :top] * q)
-    arrivals_below = _prefix_sums(profile.arrivals[:, :top])
-    fct_below = _prefix_sums(profile.found_fct[:, :top])
-    all_arrivals = arrivals_below[:, -1] + profile.arrivals[:, top - 1]
+    arrivals, found = profile.arrivals[:, :top], profile.found_fct[:, :top]
+    arrivals_from, arrivals_below, fct_below = _suffix_sums(arrivals), _prefix_sums(arrivals), _prefix_sums(found)
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        s_q = fct_below / arrivals_below + (open_age / np.maximum(all_arrivals, 1.0))[:, None]
+        s_q = fct_below / arrivals_below + (open_age / np.maximum(arrivals_from[:, 0], 1.0))[:, None]
         k_q = np.where(time_from > NO_TIME, completions_from / np.maximum(time_from, NO_TIME) * s_q, 0.0)
         k_q = np.clip(np.nan_to_num(k_q, nan=0.0), 0.0, WORKERS_MAX)
         slack = np.sqrt(dispersion * (1.0 / completions_from + 1.0 / arrivals_below))
         few = completions_from < FEW
+        # Time that those who found it full spent beyond s, and flows that were ahead of them, both summed.
+        waited = _suffix_sums(found) - arrivals_from * s_q
+        ahead_from = _suffix_sums(arrivals * q) - arrivals_from * (q - 1.0)
         full_q = (
             (arrivals_below >= FEW)
             & ~few
             & (k_q <= q * (1.0 + slack))
             & (k_q * time_from * (1.0 + slack) < flow_time_from)
+            & (waited > WAITED * ahead_from * s_q / np.maximum(k_q, 1.0))
         )
     stop = full_q | few
     stop[:, 0] = False
@@ -116,10 +124,12 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
 
     weight = np.maximum(weight, 1e-3)
     prior = np.log(weight / weight.mean())
-    s_raw = np.where(samples > 0, s_q[rows, at], 1.0)
+    k_at = k_q[rows, at]
+    # Fewer than one at work while it is full: its times were better once. What it ends counts.
+    s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
     log_s = shrink(log_s, dispersion / np.maximum(samples, 1e-3), samples > 0) - prior
-    k_raw = np.where(full, k_q[rows, at], 1.0)
+    k_raw = np.where(full, k_at, 1.0)
     variance = np.where(full, slack[rows, at] ** 2, 1.0)
     k = np.exp(shrink(np.log(np.clip(k_raw, 1.0, WORKERS_MAX)), variance, full))
     if full.any():

@@ -19,8 +19,12 @@ from controlplane.policy import CURVE_MIDDLE, CURVE_N, Bools, Floats, Observatio
 # Completions of a server over which its past fades.
 WINDOW = 2000.0
 # Log-likelihood ratio at which a change is believed; and the completions that are kept of the past of a server that
-# slowed down, and of one that sped up: its old times are the longer ones and would outweigh the new.
-ALARM, KEPT_SLOWED, KEPT_SPED = 12.0, 8.0, 0.5
+# slowed down. Of one that sped up nothing is kept: its old times are the longer ones and would outweigh the new.
+ALARM, KEPT_SLOWED = 12.0, 8.0
+# Below this log-likelihood ratio nothing is suspected.
+CALM = 2.0
+# Completions from which on there is a rate to depart from.
+JUDGED = 3.0
 # Rates that CUSUM tests against the present one: half of it, and these multiples.
 SPED = {"sped_2": 2.0, "sped_8": 8.0, "sped_32": 32.0}
 # More completions than so many times the expected ones are a surprise: the server is looked at again at once.
@@ -61,7 +65,7 @@ class Learner:
         self._scalars = {
             name: np.zeros(n)
             for name in (
-                *("open_age", "slowed", *SPED, "block_expected", "block_seen", "dispersion", "blocks"),
+                *("open_age", "slowed", *SPED, "block_expected", "block_seen", "dispersion", "calm", "blocks"),
                 *("failed", "closed", "unseen_seconds", "unseen_flows"),
             )
         }
@@ -102,7 +106,7 @@ class Learner:
         keep = np.exp(-ended / self.window)
         expected = self._expected(change)
         kept = self._kept(ended, expected)
-        keep = np.minimum(keep, kept / np.maximum(self._weight(), kept))
+        keep = np.minimum(keep, kept / np.maximum(self._weight(), np.maximum(kept, 1.0)))
         for name in Profile.__slots__:
             past = getattr(self._profile, name)
             past *= np.where(keep > NEGLIGIBLE, keep, 0.0)[:, None]
@@ -128,7 +132,7 @@ class Learner:
     def _dispersion(self) -> float:
         """Return the servers' usual dispersion of completion counts, at least 1."""
         blocks = self["blocks"]
-        pooled = float((self["dispersion"] * blocks).sum() / (blocks.sum() + 4.0))
+        pooled = float((self["calm"] * blocks).sum() / (blocks.sum() + 4.0))
         return min(max(pooled, 1.0), DISPERSION_MAX)
 
     def _weight(self) -> Floats:
@@ -164,25 +168,27 @@ class Learner:
             return np.full(len(self._ids), np.inf)
         rate = np.minimum(CURVE_N, self.fit.k[:, None]) / self.fit.s[:, None]
         expected: Floats = np.einsum("ij,ij->i", rate, change.time)
-        # Before some completions there is no rate to depart from.
-        return np.where(self.fit.samples >= KEPT_SLOWED, expected, np.inf)
+        return np.where(self.fit.samples >= JUDGED, expected, np.inf)
 
     def _kept(self, ended: Floats, expected: Floats) -> Floats:
         """Return how many completions of each server's past to keep: infinite where it ended flows as expected."""
         judged = np.isfinite(expected)
         expected, ended = np.where(judged, expected, 0.0), np.where(judged, ended, 0.0)
         self._update_dispersion(ended, expected)
-        phi = np.clip(self["dispersion"], 1.0, DISPERSION_MAX)
-        slowed = self["slowed"]
+        # A change must not pass for dispersion: what counts is what it was before the suspicion.
+        slowed, calm = self["slowed"], self["calm"]
+        calm[:] = np.where(np.maximum(slowed, self["sped_2"]) < CALM, self["dispersion"], calm)
+        phi = np.clip(calm, 1.0, DISPERSION_MAX)
         slowed[:] = np.maximum(slowed + (0.5 * expected - np.log(2.0) * ended) / phi, 0.0)
         kept = np.where(slowed > ALARM, KEPT_SLOWED * phi, np.inf)
         for name, times in SPED.items():
             sped = self[name]
             sped[:] = np.maximum(sped + (np.log(times) * ended - (times - 1.0) * expected) / phi, 0.0)
-            kept = np.where(sped > ALARM, KEPT_SPED, kept)
+            kept = np.where(sped > ALARM, 0.0, kept)
         alarm = np.isfinite(kept)
         for name in ("slowed", *SPED):
             self[name][alarm | ~judged] = 0.0
+        self["dispersion"][alarm] = calm[alarm]
         self.changes += int(alarm.sum())
         return np.where(alarm, kept, CHANGE_MAX)
 

@@ -16,13 +16,17 @@ from __future__ import annotations
 import numpy as np
 
 from controlplane.bids import split, truthful
+from controlplane.estimator import Fit
 from controlplane.learner import Learner
-from controlplane.policy import CURVE_N, Directive, Floats, Observation
+from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
 
 # A failed flow costs its client as much as this many mean completion times.
 FAILURE_COST = 10.0
-# A server's first bid falls by a factor e for so many seconds and so many flows of the service gone elsewhere.
-PROBE_SECONDS, PROBE_FLOWS = 30.0, 100.0
+# The bid of a server for its first flow falls to 0 over so many seconds, or so many of its own completion times if that is
+# longer, in which it ends none, once so many flows for each server went elsewhere.
+PROBE_SECONDS, PROBE_TIMES, PROBE_FLOWS = 60.0, 50.0, 20.0
+# objective: tail: how far the shares go towards equal utilisation; a longer mean for a shorter tail (docs/adaptive.md).
+TAIL_EVEN = 0.7
 # c of (K·n + c)/ŵ.
 SHARED_C = 0.5
 
@@ -37,21 +41,17 @@ class Adaptive:
         o = observation
         fit = self.learner.update(o)
         failing = self.learner.failing()
-        # Capacity that fails its flows is none.
-        capacity = fit.capacity * (1.0 - failing)
-        lam = np.zeros(o.n_servers)
-        may = o.active & (o.weight > 0)
-        if may.any():
-            lam[may] = split(self.learner.arrival_rate, fit.mu[may] * (1.0 - 0.99 * failing[may]), fit.k[may])
-        lam = np.minimum(lam, 0.97 * fit.capacity)
+        may = o.active
+        lam = self._shares(fit, may, failing, o.objective)
         if o.balancers > 1:
             curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None]
         else:
             curves = truthful(lam, fit.mu, fit.k)
         typical = float(np.median(fit.s[may])) if may.any() else 1.0
         curves = curves + (FAILURE_COST * typical * failing)[:, None]
-        curves[:, 0] *= self._probing()
-        shares = capacity / max(float(capacity[may].sum()), 1e-300) if may.any() else np.ones(o.n_servers)
+        curves[:, 0] *= self._probing(fit, failing)
+        # Capacity that fails its flows is none.
+        capacity = np.maximum(fit.capacity * (1.0 - failing), 1e-12)
         fitted = {
             "mu": fit.mu,
             "k": fit.k,
@@ -60,9 +60,24 @@ class Adaptive:
             "samples": fit.samples,
             "failing": failing,
         }
-        return Directive(rule="bids", weights=np.maximum(shares, 1e-9), curves=curves, fitted=fitted)
+        return Directive(rule="bids", weights=capacity, curves=curves, fitted=fitted)
 
-    def _probing(self) -> Floats:
-        """Return the factor on a server's first bid that its rising uncertainty earns it."""
-        unseen = np.minimum(self.learner["unseen_seconds"] / PROBE_SECONDS, self.learner["unseen_flows"] / PROBE_FLOWS)
-        return np.asarray(np.exp(-np.minimum(unseen, 50.0)))
+    def _shares(self, fit: Fit, may: Bools, failing: Floats, objective: str) -> Floats:
+        """Return the arrivals a second that each server's bid assumes, (servers,)."""
+        lam = np.zeros(len(may))
+        if not may.any():
+            return lam
+        mu, k = fit.mu[may] * (1.0 - 0.99 * failing[may]), fit.k[may]
+        best = split(self.learner.arrival_rate, mu, k)
+        if objective == "tail":
+            # Between the split that is best on the mean and equal utilisation.
+            even = mu * k * (float(best.sum()) / float((mu * k).sum()))
+            best = (1.0 - TAIL_EVEN) * best + TAIL_EVEN * even
+        lam[may] = best
+        return lam
+
+    def _probing(self, fit: Fit, failing: Floats) -> Floats:
+        """Return the factor on a server's first bid that its rising uncertainty earns it, 1 … 0."""
+        unseen = self.learner["unseen_seconds"] / np.maximum(PROBE_SECONDS, PROBE_TIMES * fit.s)
+        enough = self.learner["unseen_flows"] > PROBE_FLOWS * len(unseen)
+        return np.where(enough & (failing == 0.0), np.maximum(1.0 - unseen, 0.0), 1.0)

@@ -1,0 +1,163 @@
+"""adaptive: learns from nothing, forgets when a server changes, and has none of learning balancers' known defects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from controlplane import registry
+from controlplane.policies.adaptive import Adaptive
+from dataplane.simulator import (
+    BoundedPareto,
+    Deterministic,
+    Exponential,
+    Poisson,
+    Server,
+    Simulation,
+    SpeedChange,
+    World,
+)
+from tests.policies.farm import Backend, Farm
+from tests.policies.observations import observation
+
+SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
+
+
+def world(
+    rho: float, workers: int = 4, flows: int = 20_000, mean: float = 0.04, demand: object = None, **fields
+) -> World:
+    rate = rho * workers * sum(SPEEDS) / mean
+    servers = [Server(speed=s, workers=workers) for s in SPEEDS]
+    demand = Exponential(mean) if demand is None else demand
+    return World(servers, Poisson(rate), demand, seed=1, flows=flows, **fields)
+
+
+def fct(policy: str, w: World) -> np.ndarray:
+    return Simulation(w).run(registry.create(policy)).fct
+
+
+@pytest.mark.parametrize(
+    ("rho", "workers", "demand", "at_most"),
+    [
+        (0.5, 4, Exponential(0.04), 0.68),
+        (0.85, 4, Exponential(0.04), 0.95),
+        (0.85, 1, Exponential(0.04), 0.88),
+        (0.7, 4, Deterministic(0.04), 0.82),
+        (0.7, 4, BoundedPareto(0.04), 0.92),
+    ],
+)
+def test_from_a_cold_start_it_beats_least_connections_on_mean_and_tail(rho, workers, demand, at_most):
+    w = world(rho, workers, demand=demand)
+    learned, plain = fct("adaptive", w), fct("lsq", w)
+    assert learned.mean() < at_most * plain.mean()
+    assert np.percentile(learned, 99) < 1.02 * np.percentile(plain, 99)
+
+
+def test_equal_servers_are_treated_as_equal():
+    w = replace(world(0.85), servers=[Server(workers=4) for _ in range(8)], arrivals=Poisson(0.85 * 32 / 0.04))
+    assert fct("adaptive", w).mean() < 1.03 * fct("lsq", w).mean()
+
+
+def test_a_server_that_slows_down_is_found_out_within_seconds():
+    w = world(0.7, flows=30_000)
+    rate = w.arrivals.mean_rate
+    half = 15_000 / rate
+    w = replace(w, events=(SpeedChange(half, 7, 0.4),), warmup=half + 2.0)
+    assert fct("adaptive", w).mean() < fct("lsq", w).mean()
+
+
+def test_a_server_that_was_slow_once_is_not_starved():
+    # Traefik #12306: one of five equal servers is slow for a while and never recovers its share.
+    backends = [Backend() for _ in range(5)]
+    with Farm(backends, 400.0) as farm:
+        farm.run(5)
+        backends[0].mean = 1.0
+        assert farm.run(10)[0] < 0.08
+        backends[0].mean = 0.02
+        farm.run(80)
+        assert farm.run(10)[0] == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_server_that_fails_fast_attracts_nothing():
+    backends = [Backend() for _ in range(4)]
+    with Farm(backends, 300.0) as farm:
+        farm.run(5)
+        backends[2].fails = 1.0
+        farm.run(5)
+        assert farm.run(10)[2] < 0.05
+        backends[2].fails = 0.0
+        farm.run(100)
+        assert farm.run(10)[2] > 0.15  # and comes back
+
+
+def test_errors_of_all_servers_alike_change_nothing():
+    with Farm([Backend(fails=0.3) for _ in range(4)], 300.0) as farm:
+        farm.run(10)
+        assert farm.run(10) == pytest.approx(np.full(4, 0.25), abs=0.06)
+
+
+def test_a_server_that_hangs_gets_no_more():
+    backends = [Backend() for _ in range(4)]
+    with Farm(backends, 300.0) as farm:
+        farm.run(5)
+        backends[1].hangs = True
+        farm.run(5)
+        assert farm.run(20)[1] < 0.02
+
+
+def test_a_server_that_joins_is_not_flooded():
+    backends = [Backend() for _ in range(4)]
+    with Farm(backends, 500.0) as farm:
+        farm.servers[3].state = "maint"
+        farm.publish()
+        farm.run(5)
+        farm.servers[3].state = "ready"
+        farm.publish()
+        most = 0.0
+
+        def watch() -> None:
+            nonlocal most
+            most = max(most, farm.balancer.in_flight(3))
+
+        share = farm.run(3, watch)
+        assert 0.1 < share[3] < 0.4
+        assert most < 15
+
+
+def test_a_new_controller_learns_from_what_the_segment_remembers():
+    with Farm([Backend(0.08), Backend(0.02), Backend(0.02)], 250.0) as farm:
+        farm.run(20)
+        observed = farm.loop.observer.read(int(farm.now * 1e9))
+        fresh = Adaptive()
+        mu = fresh.decide(observed).fitted["mu"]
+        assert mu == pytest.approx([12.5, 50.0, 50.0], rel=0.25)
+
+
+def test_an_idle_server_bids_less_the_longer_it_is_not_seen():
+    policy, bids = Adaptive(), []
+    for step in range(7):
+        flows = np.array([500.0 * step, 0.0])
+        o = observation(2, now=100.0 + 10 * step, flows=flows, outcomes=np.outer(flows, np.eye(7)[0]))
+        curves = policy.decide(o).curves
+        bids.append(curves[1, 0] / curves[1, 1])
+    assert (np.diff(bids) < 0).all()
+    assert bids[-1] == pytest.approx(0.0, abs=0.01)  # after a minute it gets one
+
+
+def test_the_tail_objective_evens_utilisation():
+    w = world(0.7)
+    mean, tail = (Simulation(replace(w, warmup=2.0)).run(Objective(o)).fct for o in ("mean", "tail"))
+    assert np.percentile(tail, 99) < np.percentile(mean, 99)
+
+
+class Objective(Adaptive):
+    """adaptive with an objective that the simulator's observer does not know of."""
+
+    def __init__(self, objective: str) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def decide(self, observation):
+        return super().decide(replace(observation, objective=self.objective))

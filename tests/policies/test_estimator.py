@@ -1,0 +1,101 @@
+"""The fit recovers s and k whatever the service distribution, saturated or not, and says what it does not know."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from controlplane.estimator import fit, shrink
+from controlplane.policies.adaptive import Adaptive
+from controlplane.policy import CURVE_N
+from dataplane.simulator import Deterministic, Exponential, Lognormal, Poisson, Server, Simulation, World
+from tests.policies.observations import profile
+
+
+class Kept(Adaptive):
+    """adaptive that can be looked at after a simulation, which copies the policy it is given."""
+
+    def __deepcopy__(self, memo: object) -> Kept:
+        return self
+
+
+def test_copies_are_what_the_simulator_makes():
+    kept = Kept()
+    assert copy.deepcopy(kept) is kept
+
+
+@pytest.mark.parametrize("demand", [Exponential(0.02), Deterministic(0.02), Lognormal(0.02, 1.5)])
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("rho", [0.7, 0.95])
+def test_rates_and_workers_are_recovered(demand, workers, rho):
+    speeds = np.array([1.0, 1.0, 2.0, 4.0])
+    rate = rho * workers * speeds.sum() / demand.mean
+    servers = [Server(speed=s, workers=workers) for s in speeds]
+    policy = Kept()
+    Simulation(World(servers, Poisson(rate), demand, seed=2, flows=40_000)).run(policy)
+    found = policy.learner.fit
+    assert found.s * speeds == pytest.approx(np.full(4, demand.mean), rel=0.15)
+    # A server that is seldom full tells little of its limit.
+    tolerance = 0.15 if rho > 0.9 else 0.3
+    assert found.capacity / speeds == pytest.approx(np.full(4, workers / demand.mean), rel=tolerance)
+
+
+def test_processor_sharing_has_the_capacity_of_its_cores():
+    servers = [Server(speed=s, workers=2, service="sharing") for s in (1.0, 2.0)]
+    policy = Kept()
+    Simulation(World(servers, Poisson(0.85 * 6 / 0.02), Exponential(0.02), seed=2, flows=40_000)).run(policy)
+    assert policy.learner.fit.capacity == pytest.approx([100.0, 200.0], rel=0.15)
+
+
+def test_a_link_s_delay_is_not_taken_for_slowness_of_the_workers():
+    servers = [Server(speed=s, workers=4, delay=0.0005) for s in (1.0, 4.0)]
+    policy = Kept()
+    Simulation(World(servers, Poisson(0.85 * 20 / 0.04), Exponential(0.04), seed=2, flows=40_000)).run(policy)
+    assert policy.learner.fit.capacity == pytest.approx([100.0, 400.0], rel=0.12)
+
+
+def test_a_server_that_never_filled_is_not_called_full():
+    # In flight: 0 and 1, hardly 2: k may be anything from 1 up.
+    time, done, found, spent = (np.zeros((1, len(CURVE_N))) for _ in range(4))
+    time[0, :3] = [90.0, 9.5, 0.5]
+    done[0, 1:3] = [950.0, 100.0]
+    found[0, :2] = [950.0, 100.0]
+    spent[0, :2] = [9.5, 1.0]
+    f = fit(profile(1, time=time, completions=done, arrivals=found, found_fct=spent), np.zeros(1), np.ones(1))
+    assert not f.full[0]
+    assert f.k[0] >= 2
+    assert f.s[0] == pytest.approx(0.01, rel=0.05)
+
+
+def test_nothing_seen_means_the_weights():
+    f = fit(profile(2), np.zeros(2), np.array([1.0, 4.0]))
+    assert f.s[0] / f.s[1] == pytest.approx(4.0)
+    assert (f.samples == 0).all()
+
+
+def test_an_unseen_server_is_expected_to_be_like_the_others():
+    time, done, found, spent = (np.zeros((3, len(CURVE_N))) for _ in range(4))
+    time[:2, 1] = 10.0
+    done[:2, 1] = 1000.0
+    found[:2, 0] = 1000.0
+    spent[:2, 0] = 10.0
+    f = fit(profile(3, time=time, completions=done, arrivals=found, found_fct=spent), np.zeros(3), np.ones(3))
+    assert f.s[2] == pytest.approx(0.01, rel=0.01)
+
+
+def test_open_flows_count_with_their_age():
+    # Ten answers of 10 ms, and four flows that wait for a second already: not a fast server.
+    time, done, found, spent = (np.zeros((1, len(CURVE_N))) for _ in range(4))
+    time[0, 1], done[0, 1], found[0, 0], spent[0, 0] = 0.1, 10.0, 10.0, 0.1
+    p = profile(1, time=time, completions=done, arrivals=found, found_fct=spent)
+    assert fit(p, np.array([4.0]), np.ones(1)).s[0] == pytest.approx(0.41, rel=0.01)
+
+
+def test_shrinking_pools_the_alike_and_leaves_the_unlike():
+    alike = shrink(np.array([1.0, 1.2, 0.9]), np.full(3, 0.1), np.ones(3, dtype=bool))
+    assert np.ptp(alike) < 1e-12
+    unlike = shrink(np.array([0.0, 5.0]), np.full(2, 0.01), np.ones(2, dtype=bool))
+    assert unlike == pytest.approx([0.0, 5.0], abs=0.02)
+    assert shrink(np.array([3.0, 99.0]), np.ones(2), np.array([True, False])) == pytest.approx([3.0, 3.0])
