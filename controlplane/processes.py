@@ -110,19 +110,20 @@ class Child:
     async def kill(self) -> None:
         """End it at once, and do not restart it."""
         self.stop_restarting()
+        if self._keeper is not None:
+            self._keeper.cancel()  # first: it may be about to start another one
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
         self.signal(signal.SIGKILL)
         if self.process is not None:
             await self.process.wait()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
 
     async def _spawn(self) -> None:
         root = str(Path(__file__).resolve().parent.parent)
         path = os.environ.get("PYTHONPATH")
         environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
         self.started = time.monotonic()
+        self.process = None
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # the directory that we happen to be in is not searched for modules
@@ -137,20 +138,14 @@ class Child:
         log.info("%s started, pid %d", self.name, self.process.pid)
 
     async def _keep(self) -> None:
-        while True:
-            assert self.process is not None
-            process = self.process
-            reader = asyncio.create_task(self._read_errors(process))
+        while not self._stopping:
             try:
-                await self.attend(process)
-                code = await process.wait()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(reader), 0.5)  # what it said last
-            finally:
-                reader.cancel()
+                await self._live()
+            except Exception:
+                # Whatever it was (no memory to fork, say), a balancer without this child is worse than another try.
+                log.exception("%s", self.name)
+                self.signal(signal.SIGKILL)
             lived_s = time.monotonic() - self.started
-            self.last_exit = exit_cause(code)
-            self.on_exit(self.last_exit)
             if self._stopping:
                 return
             delay_s = self._backoff.delay_s(lived_s)
@@ -159,7 +154,26 @@ class Child:
             if self._stopping:
                 return
             self.restarts += 1
-            await self._spawn()
+            try:
+                await self._spawn()
+            except OSError as error:
+                log.error("%s cannot be started: %s", self.name, error)
+
+    async def _live(self) -> None:
+        """Attend to the present process until it ends."""
+        process = self.process
+        if process is None:
+            return  # it could not be started
+        reader = asyncio.create_task(self._read_errors(process))
+        try:
+            await self.attend(process)
+            code = await process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(reader), 0.5)  # what it said last
+        finally:
+            reader.cancel()
+        self.last_exit = exit_cause(code)
+        self.on_exit(self.last_exit)
 
     async def attend(self, process: asyncio.subprocess.Process) -> None:
         """Speak with a process that has just started; returns when there is nothing more to say or hear."""

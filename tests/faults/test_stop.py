@@ -1,6 +1,7 @@
 """The end: gracefully, at once, while starting (row 15)."""
 
 import errno
+import os
 import signal
 import socket
 import subprocess
@@ -93,6 +94,17 @@ def test_a_signal_while_starting_ends_it(balancer):
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) in (0, -signal.SIGTERM)  # the latter: before it could listen for signals
         assert running.segments() == []
+
+
+@pytest.mark.parametrize("killed", [["controller"], ["dataplane"], ["controller", "dataplane"]])
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.02, 0.1])
+def test_an_end_while_children_are_being_restarted_is_clean(balancer, killed, delay_s):
+    with balancer() as running:
+        for name in killed:
+            os.kill(running.pid(name), signal.SIGKILL)
+        time.sleep(delay_s)
+        running.signal(signal.SIGTERM)
+        assert running.wait_for_exit() == 0
 
 
 def test_quit_writes_the_state_to_the_log(balancer):
