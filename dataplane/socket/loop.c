@@ -41,6 +41,7 @@ void conn_open(struct loop *loop, struct conn *c, int fd, const struct conn_even
     c->loop = loop;
     c->fd = fd;
     c->events = events;
+    c->stash_end = 1;
     loop->ops->attach(c);
 }
 

@@ -57,6 +57,7 @@ struct conn {
     bool     hup;                           /* epoll: the peer has ended its side, or the socket failed */
     bool     registered;                    /* epoll: known to the kernel's interest list */
     bool     armed;                         /* io_uring: a multishot receive stands */
+    uint16_t untold;                        /* io_uring: receives that ended and are still to be told of this round */
     int      stash_end;                     /* io_uring: 1, or what ended the stream behind the stash: 0 or -errno */
     uint32_t stash_n;
     struct buffer *stash;                   /* io_uring: bytes that came before they were asked for, at most RECEIVE_CAP */
@@ -122,6 +123,12 @@ static inline void conn_receive(struct conn *c, bool bulk)
         c->bulk = bulk;
         c->loop->ops->receive(c);
     }
+}
+
+/* Has nothing come, as far as is known without a system call, that received() has not told of yet? */
+static inline bool conn_is_quiet(const struct conn *c)
+{
+    return !c->readable && !c->untold && !c->stash_n && c->stash_end > 0;
 }
 
 /* Room for another segment. */

@@ -108,7 +108,9 @@ static bool probe_multishot(struct loop *loop)
     if (write(pair[1], "12345678", 8) == 8) {
         struct io_uring_cqe *cqe;
         struct __kernel_timespec second = {.tv_sec = 1};
-        prepare_multishot(take_sqe(u), pair[0], 4);
+        struct io_uring_sqe *sqe = take_sqe(u);
+        prepare_multishot(sqe, pair[0], 4);
+        mark(sqe, NULL, OP_CANCEL);         /* whatever else it brings is nobody's */
         io_uring_submit(&u->ring);
         u->prepared = 0;
         if (io_uring_wait_cqe_timeout(&u->ring, &cqe, &second) == 0) {
@@ -178,7 +180,7 @@ static int uring_make(struct loop *loop)
 
 static void uring_attach(struct conn *c)
 {
-    c->stash_end = 1;
+    (void)c;
 }
 
 static void uring_receive(struct conn *c)
@@ -263,7 +265,7 @@ static void uring_accept(struct loop *loop, bool on)
     } else if (!on && u->accept_armed) {
         struct io_uring_sqe *sqe = take_sqe(u);
         io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)loop | OP_ACCEPT, 0);
-        io_uring_sqe_set_data64(sqe, 0);
+        mark(sqe, NULL, OP_CANCEL);
     }
 }
 
@@ -316,6 +318,7 @@ static void finish_receive(struct loop *loop, struct conn *c, const struct io_ur
     struct uring_backend *u = backend_of(loop);
     struct buffer *buffer = NULL;
     bool multishot = c->armed;
+    c->untold--;
     if (!(cqe->flags & IORING_CQE_F_MORE))
         c->armed = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
@@ -434,15 +437,20 @@ static int uring_wait(struct loop *loop, uint64_t timeout_ns)
     if (error < 0 && error != -ETIME && error != -EINTR && error != -EBUSY && error != -EAGAIN)
         return error;
     loop->awake(loop);
-    unsigned head, seen = 0;
+    unsigned head, n = 0, seen = 0;
     io_uring_for_each_cqe(&u->ring, head, cqe) {
+        if ((cqe->user_data & OP_MASK) == OP_RECEIVE)
+            ((struct conn *)(uintptr_t)cqe->user_data)->untold++;
+        if (++n == CQ_ENTRIES / 2)          /* the rest in the next round: timers wait */
+            break;
+    }
+    io_uring_for_each_cqe(&u->ring, head, cqe) {
+        if (seen++ == n)
+            break;
         struct io_uring_cqe copy = *cqe;
         finish(loop, &copy);
-        if (++seen == CQ_ENTRIES / 2) {     /* the rest in the next round: timers wait */
-            break;
-        }
     }
-    io_uring_cq_advance(&u->ring, seen);
+    io_uring_cq_advance(&u->ring, n);
     return 0;
 }
 

@@ -38,10 +38,13 @@ static void idle_add(struct upstream *up)
     conn_receive(&up->conn, false);
 }
 
-/* Has the server closed it, or sent something, that we have not heard of yet? Asked before a request that cannot be replayed. */
-static bool still_quiet(const struct upstream *up)
+/* Has the server closed it, or sent something, that we have not heard of yet? The system is asked before a request that cannot
+ * be replayed. */
+static bool still_quiet(const struct upstream *up, bool replayable)
 {
     char byte;
+    if (!conn_is_quiet(&up->conn) || replayable)
+        return conn_is_quiet(&up->conn);
     return recv(up->conn.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
 }
 
@@ -52,7 +55,7 @@ bool upstream_take(struct session *s, uint32_t server)
     struct upstream *up;
     while ((up = w->idle[server]) != NULL) {
         idle_remove(up);
-        if (up->server_id == entry->id && (s->replayable || still_quiet(up))) {
+        if (up->server_id == entry->id && still_quiet(up, s->replayable)) {
             up->session = s;
             up->reused = true;
             s->up = up;
