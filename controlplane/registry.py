@@ -106,9 +106,14 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
     name = spec.get("name")
     if not isinstance(name, str):
         raise UnknownPolicyError("policy: a name is needed")
-    make = factory(name)
     arguments = {key: value for key, value in spec.items() if key not in CONTROLLER_OPTIONS}
-    known = options(name)
+    try:
+        make = factory(name)
+        known = options(name)
+    except UnknownPolicyError:
+        raise
+    except Exception as error:  # somebody else's module may raise anything while it is imported
+        raise ValueError(f"policy {name} cannot be loaded: {type(error).__name__}: {error}") from error
     for key in arguments:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -116,7 +121,7 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
             raise ValueError(f"policy {canonical(name)}: unknown option '{key}'{hint}")
     try:
         policy = make(**arguments)
-    except TypeError as error:
+    except Exception as error:  # likewise
         raise ValueError(f"policy {canonical(name)}: {error}") from error
     if not callable(getattr(policy, "decide", None)):
         raise ValueError(f"policy {canonical(name)}: it has no decide()")

@@ -57,6 +57,17 @@ def test_a_third_party_registers_by_entry_point(tmp_path, monkeypatch):
     assert registry.create("adaptive").name == "adaptive"  # ours cannot be replaced
 
 
+def test_a_third_party_that_cannot_be_imported_is_an_error_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "broken_policy.py").write_text("this is not Python\n")
+    info = tmp_path / "broken_policy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-policy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vickrey.policies]\nbroken = broken_policy:Broken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="policy broken cannot be loaded: SyntaxError"):
+        registry.create("broken")
+
+
 def test_listing_names_imports_no_numpy():
     code = "import sys, controlplane.registry as r; r.names(); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
