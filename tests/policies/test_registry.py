@@ -58,7 +58,7 @@ def test_a_third_party_registers_by_entry_point(tmp_path, monkeypatch):
 
 
 def test_a_third_party_that_cannot_be_imported_is_an_error_of_its_own(tmp_path, monkeypatch):
-    (tmp_path / "broken_policy.py").write_text("this is not Python\n")
+    (tmp_path / "broken_policy.py").write_text("def (\n")
     info = tmp_path / "broken_policy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-policy\nVersion: 1.0\n")
