@@ -151,8 +151,8 @@ def _changed(scenario: Scenario, args: argparse.Namespace) -> Scenario:
     from pydantic import ValidationError
 
     from controlplane.command import CommandError
-    from controlplane.config_errors import describe
     from controlplane.simulation.scenario import Scenario, mistakes
+    from controlplane.simulation.scenario_file import explain
 
     given: dict[str, Any] = {}
     if args.policies is not None:
@@ -169,11 +169,13 @@ def _changed(scenario: Scenario, args: argparse.Namespace) -> Scenario:
         # Validated anew: model_copy would take anything.
         changed = Scenario.model_validate(scenario.model_dump() | {"policies": scenario.policies} | given)
     except ValidationError as errors:
-        lines = [f"--{error['loc'][0]}: {describe(error)}" for error in errors.errors()]
+        # A list is too short only when what was in it is bad.
+        wrong = [error for error in errors.errors() if error["type"] != "too_short"]
+        lines = [f"--{error['loc'][0]}: {explain(error, error['loc'], given)}" for error in wrong]
         raise CommandError("\n".join(lines), status=2) from None
-    wrong = [f"--{path[0]}: {what}" for path, what in mistakes(changed) if path[0] in given]
-    if wrong:
-        raise CommandError("\n".join(wrong), status=2)
+    lines = [f"--{path[0]}: {what}" for path, what in mistakes(changed) if path[0] in given]
+    if lines:
+        raise CommandError("\n".join(lines), status=2)
     return changed
 
 
@@ -218,12 +220,9 @@ def _execute(scenario: Scenario, workers: int | None) -> Sequence[Run]:
 
     from controlplane.command import CommandError
     from controlplane.simulation.pool import cores, execute_all
-    from controlplane.simulation.runs import REFERENCE, Job
+    from controlplane.simulation.runs import jobs_of
 
-    kinds = list(range(len(scenario.policies)))
-    if scenario.reference not in ("none", "birth-death"):
-        kinds.append(REFERENCE)
-    jobs = [Job(scenario, kind, seed) for seed in scenario.seeds for kind in kinds]
+    jobs = jobs_of(scenario)
     console = Console(stderr=True)
     columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     runs = []

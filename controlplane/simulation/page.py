@@ -19,7 +19,7 @@ _MS = 1e3
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+table { border-collapse: collapse; margin-bottom: 1.5rem; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: 0.25rem 0.55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; overflow-x: auto; }
@@ -132,7 +132,7 @@ def means(found: dict[str, Any]) -> str:
         mark = (reference["mean"]["mean"] * _MS, reference["policy"])
         there.append(mark[0])
     wide = bool(there) and max(there) > 10 * min(there) > 0
-    axis = svg.Axis("mean completion time, ms", log=wide, low=None if wide else 0.0)
+    axis = svg.Axis("mean completion time, ms", log=wide, low=0.7 * min(there) if wide else 0.0)
     return svg.estimates("Mean completion time, with 95 % intervals", rows, axis, mark)
 
 

@@ -38,6 +38,14 @@ class Job:
     seed: int
 
 
+def jobs_of(scenario: Scenario) -> list[Job]:
+    """Return every run that a scenario asks for, seed by seed."""
+    kinds = list(range(len(scenario.policies)))
+    if scenario.reference not in ("none", "birth-death"):  # a formula needs no run
+        kinds.append(REFERENCE)
+    return [Job(scenario, kind, seed) for seed in scenario.seeds for kind in kinds]
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What came of a job. Times in seconds; nan where there was nothing to take a figure from."""

@@ -69,7 +69,7 @@ def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:
     places = {locate(document.file, document.positions, path, "").key for path, _ in found}
     complained = {problem.key for problem in document.problems}
     for path, error in found:
-        problem = locate(document.file, document.positions, path, _text(error, path, document.root))
+        problem = locate(document.file, document.positions, path, explain(error, path, document.root))
         if error["type"] == "missing" and (path[:-1], path[-1]) in misspelt:
             continue  # it is there, misspelt
         if error["input"] is None and problem.key in complained:
@@ -79,7 +79,8 @@ def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:
         yield problem
 
 
-def _text(error: Any, path: Where, root: Any) -> str:
+def explain(error: Any, path: Where, root: Any) -> str:
+    """Return the text for one of pydantic's errors at a path in a document."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return "unknown key" + did_you_mean(path[-1], _keys_at(path[:-1], root))

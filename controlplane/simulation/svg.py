@@ -15,7 +15,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 GREY = "#888888"
 
 STYLE = """
-.plot { color: #24292f; font: 12px system-ui, sans-serif; }
+.plot { max-width: 100%; height: auto; color: #24292f; font: 12px system-ui, sans-serif; }
 .plot text { fill: currentColor; }
 .plot .axis { stroke: currentColor; fill: none; }
 .plot .grid { stroke: currentColor; stroke-opacity: 0.12; fill: none; }
@@ -111,9 +111,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _label(value: float) -> str:
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-4:
         return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:,.4f}".rstrip("0").rstrip(".") if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def _px(value: float) -> str:
@@ -161,7 +161,7 @@ def lines(
     x_axis: Axis,
     y_axis: Axis,
     marks: Sequence[tuple[float, str]] = (),
-    width: float = 760,
+    width: float = 860,
     height: float = 340,
 ) -> str:
     """Return a plot of lines. marks: vertical lines with a word, at values of x."""
@@ -213,7 +213,7 @@ def estimates(
     rows: Sequence[tuple[str, float | None, float | None]],
     x_axis: Axis,
     mark: tuple[float, str] | None = None,
-    width: float = 760,
+    width: float = 860,
 ) -> str:
     """Return a plot of estimates, a row each: name, value, half width of its interval. mark: a vertical line."""
     left = LEFT + 100.0
@@ -235,5 +235,7 @@ def estimates(
             low = max(value - half, x.low)
             parts.append(_line(x(low), middle, x(value + half), middle, f'stroke="{colour}" stroke-width="2.5"'))
         parts.append(f'<circle cx="{_px(x(value))}" cy="{_px(middle)}" r="4.5" fill="{colour}"/>')
-        parts.append(_text(x(value + (half or 0)) + 9, middle + 4, f"{value:.3g}", "start", ' font-size="11"'))
+        parts.append(
+            _text(x(value + (half or 0)) + 9, middle + 4, f"{value:#.3g}".rstrip("."), "start", ' font-size="11"')
+        )
     return _document(width, height, title, parts)
