@@ -75,7 +75,7 @@ class LoadBalanceVector(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self, actions: NDArray[Any]
     ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         actions = np.asarray(actions)
-        again = self._ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
+        again = self._ended.copy() if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
         if again.any():
             self._begin(np.flatnonzero(again))
             step = self.core.step(actions, np.flatnonzero(~again).tolist())
