@@ -106,6 +106,7 @@ void conn_close(struct conn *c, bool reset)
         setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
     }
     c->closed = true;
+    c->loop->starved_closed |= c->listed;   /* it may be on that list */
     c->loop->ops->close(c);
 }
 
@@ -121,6 +122,36 @@ void conn_list(struct conn *c)
     else
         loop->ready = c;
     loop->ready_last = c;
+}
+
+void conn_starve(struct conn *c)
+{
+    struct loop *loop = c->loop;
+    loop->pool_exhausted++;
+    if (c->listed)
+        return;
+    c->listed = true;
+    c->next_ready = NULL;
+    if (loop->starved_last)
+        loop->starved_last->next_ready = c;
+    else
+        loop->starved = c;
+    loop->starved_last = c;
+}
+
+void loop_feed(struct loop *loop, uint32_t n)
+{
+    if (loop->starved_closed)               /* to be released */
+        n = UINT32_MAX;
+    loop->starved_closed = false;
+    for (; n > 0 && loop->starved; n--) {
+        struct conn *c = loop->starved;
+        loop->starved = c->next_ready;
+        if (!loop->starved)
+            loop->starved_last = NULL;
+        c->listed = false;
+        conn_list(c);
+    }
 }
 
 struct conn *loop_next_listed(struct loop *loop)

@@ -53,7 +53,7 @@ struct conn {
     bool     closed;                        /* by the owner */
     bool     want_drained;
     bool     readable, writable;            /* epoll: what the socket is known to be */
-    bool     listed;                        /* on the loop's list of conns to look at this round */
+    bool     listed;                        /* on the loop's list of conns to look at this round, or of those that starve */
     bool     hup;                           /* epoll: the peer has ended its side, or the socket failed */
     bool     registered;                    /* epoll: known to the kernel's interest list */
     bool     armed;                         /* io_uring: a multishot receive stands */
@@ -84,6 +84,8 @@ struct loop {
     bool     accepting;
     uint64_t wake_value;
     struct conn *ready, *ready_last;        /* conns to look at this round */
+    struct conn *starved, *starved_last;    /* conns whose receive waits for a buffer */
+    bool     starved_closed;                /* one of them was closed */
     void    *backend;                       /* the back end's own */
 };
 
@@ -161,6 +163,10 @@ void conn_close(struct conn *c, bool reset);
 
 /* For the back ends: put c on the list of conns to look at, and take the first off it. */
 void conn_list(struct conn *c);
+/* No buffer for c's receive: it is looked at again once there is one. Called at the start of a round: n buffers
+ * are there, as many conns are looked at. */
+void conn_starve(struct conn *c);
+void loop_feed(struct loop *loop, uint32_t n);
 struct conn *loop_next_listed(struct loop *loop);
 /* n bytes of the queue were sent; true when it is empty now. And drop all of it. */
 bool conn_sent(struct conn *c, uint32_t n);

@@ -163,9 +163,8 @@ static void receive_some(struct conn *c)
     struct buffer *buffer = c->bulk ? buffer_take(&loop->pools[BUFFER_BULK]) : NULL;
     if (!buffer)
         buffer = buffer_take(&loop->pools[BUFFER_SMALL]);
-    if (!buffer) {                           /* tried again in the next round */
-        loop->pool_exhausted++;
-        conn_list(c);
+    if (!buffer) {
+        conn_starve(c);
         return;
     }
     size_t room = buffer->size == BUFFER_BULK ? BUFFER_BULK_READ : BUFFER_SMALL_READ;
@@ -229,6 +228,7 @@ static void serve(struct conn *c)
 static int epoll_wait_(struct loop *loop, uint64_t timeout_ns)
 {
     struct epoll_backend *backend = loop->backend;
+    loop_feed(loop, loop->pools[BUFFER_SMALL].n_free);
     int timeout_ms = loop->ready ? 0 : timeout_ns > 60000000000ULL ? 60000 : (int)((timeout_ns + 999999) / 1000000);
     int n = epoll_wait(backend->fd, backend->events, EVENTS, timeout_ms);
     if (n < 0 && errno != EINTR)

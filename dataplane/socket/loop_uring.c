@@ -30,7 +30,6 @@ struct uring_backend {
     uint32_t prepared;                      /* entries since the last submission: index of the scratch below */
     bool     accept_armed;
     bool     multishot;                     /* capped multishot receives are to be had */
-    bool     starved;                       /* a receive found no buffer */
     /* Must stay until the submission. */
     struct msghdr messages[SQ_ENTRIES];
     struct iovec iov[SQ_ENTRIES][OUT_SEGMENTS];
@@ -285,20 +284,24 @@ static void finish_accept(struct loop *loop, const struct io_uring_cqe *cqe)
 }
 
 /* Not asked for yet: kept, copied together, since a buffer for each of many small pieces would empty the pool. */
-static void stash(struct loop *loop, struct conn *c, const char *at, int n)
+static void stash(struct loop *loop, struct conn *c, struct buffer *from, int n)
 {
     if (n <= 0) {
         c->stash_end = n;
         return;
     }
-    if (!c->stash)
-        c->stash = buffer_take(&loop->pools[BUFFER_BULK]);
-    if (!c->stash || c->stash_n + (uint32_t)n > BUFFER_BULK_READ) {
+    if (!c->stash && !(c->stash = buffer_take(&loop->pools[BUFFER_BULK]))) {
+        buffer_ref(from);                   /* no large one: the bytes stay where they are */
+        c->stash = from;
+        c->stash_n = (uint32_t)n;
+        return;
+    }
+    if (c->stash_n + (uint32_t)n > (c->stash->size == BUFFER_BULK ? BUFFER_BULK_READ : BUFFER_SMALL_READ)) {
         loop->pool_exhausted++;
         c->stash_end = -ENOBUFS;            /* the stream is broken: its owner will close it */
         return;
     }
-    memcpy(c->stash->data + BUFFER_HEADROOM + c->stash_n, at, (uint32_t)n);
+    memcpy(c->stash->data + BUFFER_HEADROOM + c->stash_n, from->data + BUFFER_HEADROOM, (uint32_t)n);
     c->stash_n += (uint32_t)n;
 }
 
@@ -331,16 +334,17 @@ static void finish_receive(struct loop *loop, struct conn *c, const struct io_ur
     }
     if (!c->closed) {
         char *at = buffer ? buffer->data + BUFFER_HEADROOM : NULL;
-        if (cqe->res == -ENOBUFS) {         /* tried again next round, with small buffers when the large ones are gone */
-            if (c->bulk && !loop->pools[BUFFER_BULK].free)
+        if (cqe->res == -ENOBUFS) {         /* the ring was empty: tried again next round, when it is full again */
+            if (!c->receiving)
+                return;
+            if (c->bulk && !loop->pools[BUFFER_BULK].free && !u->in_ring[BUFFER_BULK])
                 c->bulk = false;
-            if (!loop->pools[BUFFER_SMALL].free)
-                loop->pool_exhausted++;
-            u->starved = true;
-            if (c->receiving)
+            if (c->bulk || loop->pools[BUFFER_SMALL].free || u->in_ring[BUFFER_SMALL])
                 conn_list(c);
+            else
+                conn_starve(c);
         } else if (!c->receiving || c->stash_n) {
-            stash(loop, c, at, cqe->res);
+            stash(loop, c, buffer, cqe->res);
         } else {
             c->receiving = false;
             c->events->received(c, buffer, at, cqe->res);
@@ -403,7 +407,9 @@ static void work_list(struct loop *loop)
     for (struct conn *c = loop->ready, *last = loop->ready_last; c; ) {
         bool was_last = c == last;
         loop_next_listed(loop);
-        if (c->closed) {
+        if (c->closed && c->ops) {
+            ;                               /* listed before it was closed: once more when the last of its operations has ended */
+        } else if (c->closed) {
             conn_drop_queue(c);
             buffer_drop(loop->pools, c->stash);
             c->stash = NULL;
@@ -422,13 +428,13 @@ static void work_list(struct loop *loop)
 static int uring_wait(struct loop *loop, uint64_t timeout_ns)
 {
     struct uring_backend *u = backend_of(loop);
+    loop_feed(loop, loop->pools[BUFFER_SMALL].n_free + u->in_ring[BUFFER_SMALL]);
     if (loop->ready) {
         refill(loop, BUFFER_SMALL);
         refill(loop, BUFFER_BULK);
         work_list(loop);
-        if (loop->ready)                    /* more to do; where buffers are short, somebody has to give some back first */
-            timeout_ns = u->starved ? 1000000 : 0;
-        u->starved = false;
+        if (loop->ready)
+            timeout_ns = 0;
     }
     struct __kernel_timespec ts = {.tv_sec = (int64_t)(timeout_ns / 1000000000u), .tv_nsec = (long long)(timeout_ns % 1000000000u)};
     struct io_uring_cqe *cqe = NULL;

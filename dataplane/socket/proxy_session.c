@@ -384,6 +384,7 @@ static void received(struct conn *c, struct buffer *buffer, char *at, int n)
         bool first = s->in_n == 0;
         if (!session_keep_input(s, buffer, at, (uint32_t)n)) {
             s->opened_ns = w->now_ns;
+            s->keep_alive = false;          /* bytes were lost */
             session_answer(s, 503, 'R', OUTCOME_CLIENT_ABORT);
         } else if (first || s->in_n >= HTTP_HEAD_MAX || memchr(at, '\n', (size_t)n)) {
             session_pump(s);

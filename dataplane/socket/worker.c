@@ -16,6 +16,11 @@
 #define ROUND_NS 100000000ULL               /* a round takes no longer, so that the watchdog works */
 #define PAUSE_NS 2000000000ULL              /* a round this late means that the machine stood still */
 
+#ifndef SMALL_BUFFERS                       /* tests make do with fewer */
+#define SMALL_BUFFERS(limit) at_least(2 * (limit), 1024)
+#define BULK_BUFFERS(limit) at_least(limit, 256)
+#endif
+
 uint64_t worker_clock_ns(void)
 {
     struct timespec t;
@@ -81,7 +86,7 @@ int worker_make(struct worker_state *w, struct service *service, uint32_t index,
     w->loop.accepted = session_accepted;
     w->loop.awake = awake;
     w->loop.woken = woken;
-    uint32_t n_small = at_least(2 * limit, 1024), n_bulk = at_least(limit, 256);
+    uint32_t n_small = SMALL_BUFFERS(limit), n_bulk = BULK_BUFFERS(limit);
     error = loop_make(&w->loop, io, n_small > 65535 ? 65535 : n_small, n_bulk > 65535 ? 65535 : n_bulk, listen_fd,
                       service->wake_fds[index]);
     if (error)
