@@ -27,8 +27,7 @@ from controlplane.policy import CURVE_N, Bools, Floats, Profile
 # Completions below and above q without which a limit at q is not judged.
 FEW = 16.0
 
-# Part of the expected wait that those who found a server full must have waited; half of it is what deterministic service
-# leaves of it.
+# Part of the expected wait that those who found a server full must have waited; deterministic service leaves half.
 WAITED = 0.4
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
