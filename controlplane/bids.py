@@ -162,7 +162,8 @@ def _below_saturation(
     forward = np.where(np.isinf(ahead), 1.0 / mu, g / ahead)
     for m in range(min(top, int(np.ceil(g.max()))) + 1):
         if m > 0:
-            forward = (g - m + rate[m] * forward) / ahead
+            # Kept as it is above g, where it would run away.
+            forward = np.where(m < g, (g - m + rate[m] * forward) / ahead, forward)
         delta[m] = np.where(m < g, forward, delta[m])
     delta = np.where(n >= k - 1.0, line, delta)
     points = np.flatnonzero(top >= CURVE_N)

@@ -22,8 +22,8 @@ from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
 
 # A failed flow costs its client as much as this many mean completion times.
 FAILURE_COST = 10.0
-# The bid of a server for its first flow falls to 0 over so many seconds (or so many of its own completion times, if that
-# is longer) in which it ends none, once so many flows for each server went elsewhere.
+# The bid of a server for its first flow falls to 0 over so many seconds, or so many of its own completion times if that
+# is longer, in which it ends none, once so many flows for each server went elsewhere.
 PROBE_SECONDS, PROBE_TIMES, PROBE_FLOWS = 60.0, 50.0, 20.0
 # objective: tail: how far the shares go towards equal utilisation: a longer mean, a shorter tail (docs/adaptive.md).
 TAIL_EVEN = 0.7
