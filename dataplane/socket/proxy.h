@@ -117,7 +117,8 @@ struct service {
     uint64_t segment_bytes;
     uint32_t mode;
     uint32_t workers;
-    _Atomic uint64_t waiters;               /* bit w: flows wait in worker w */
+    _Atomic uint64_t waiters;               /* bit w: flows wait in worker w … */
+    _Atomic uint64_t waiting_since_ns[64];  /* … the first of them since then */
     int      wake_fds[64];
 };
 

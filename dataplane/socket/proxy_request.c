@@ -95,6 +95,10 @@ bool request_start(struct session *s, uint32_t head_bytes)
 void request_dispatch(struct session *s)
 {
     struct worker_state *w = s->worker;
+    if (s->attempts == 0 && s->state != SESSION_QUEUED && atomic_load_explicit(&w->service->waiters, memory_order_relaxed)) {
+        queue_add(s);                       /* behind those that wait already */
+        return;
+    }
     struct flow_key key = {.hash = key_hash(s), .load = 1.0f, .avoid = s->avoid};
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {

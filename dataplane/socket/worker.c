@@ -200,6 +200,7 @@ int worker_run(struct worker_state *w)
         if (w->now_ns - sample_ns >= SAMPLE_NS) {
             sample_ns = w->now_ns;
             balancer_sample(w->balancer, w->now_ns);
+            w->freed |= w->queue_n > 0;     /* a new directive may make room as well */
         }
         if (w->now_ns - trim_ns >= TRIM_NS) {
             trim_ns = w->now_ns;

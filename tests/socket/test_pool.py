@@ -2,12 +2,11 @@
 
 import signal
 import socket
-import threading
 import time
 
 import pytest
 
-from tests.socket.conftest import IO_BACKENDS, answer, read_message
+from tests.socket.conftest import IO_BACKENDS, read_message
 
 pytestmark = pytest.mark.parametrize("io", IO_BACKENDS)
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
