@@ -1,4 +1,4 @@
-"""The C side of the vector: what it reads is what Python reads of the same segments, and the same seed gives the same bytes."""
+"""The C side of the vector: it reads what Python reads of the same segments; the same seed gives the same bytes."""
 
 from pathlib import Path
 
