@@ -120,7 +120,7 @@ class Learner:
         opened = self._difference(o.flows, self.before.flows if self.before else None, same)
         outcomes = self._difference(o.outcomes, self.before.outcomes if self.before else None, same)
         self._update_ages(o, change, outcomes)
-        self._update_failures(outcomes, elapsed)
+        self._update_failures(outcomes, elapsed, self._came_back(o, same))
         self._update_rate(float(opened.sum()), elapsed, same)
         seen = (ended > 0) & ~(ended > SURPRISE * expected)
         self["unseen_seconds"][:] = np.where(seen, 0.0, self["unseen_seconds"] + elapsed)
@@ -213,9 +213,19 @@ class Learner:
         age *= np.where(o.in_flight > 0, o.in_flight / (o.in_flight + np.maximum(lost, 0.0) + 1e-9), 0.0)
         np.clip(age, 0.0, TIME_CEILING, out=age)
 
-    def _update_failures(self, outcomes: Floats, elapsed: float) -> None:
+    def _came_back(self, o: Observation, same: Bools) -> Bools:
+        """Return which servers may take flows again: the health checks vouch for them, not the past."""
+        back = np.zeros(len(self._ids), dtype=bool)
+        if self.before is not None:
+            rows = np.flatnonzero(same)
+            back[rows] = o.active[rows] & ~self.before.active[rows]
+        return back
+
+    def _update_failures(self, outcomes: Floats, elapsed: float, came_back: Bools) -> None:
         failed, closed = outcomes[:, FAILED].sum(axis=1), outcomes[:, :5].sum(axis=1)
         keep = np.exp(-elapsed / FAILURE_SECONDS - closed / FAILURE_FLOWS)
+        keep[came_back] = 0.0
+        failed[came_back] = closed[came_back] = 0.0
         self["failed"][:] = self["failed"] * keep + failed
         self["closed"][:] = self["closed"] * keep + closed
 

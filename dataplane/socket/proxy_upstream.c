@@ -143,8 +143,10 @@ void upstream_failed(struct session *s, enum outcome outcome, unsigned status, c
     uint32_t allowed = s->request_begun ? 1 : w->settings->retries;
     bool intact = s->held_n || w->service->mode == MODE_TCP;     /* nothing of the request was given away */
     if (may && intact && w->settings->retries && s->attempts <= allowed) {
-        if (w->retry_tokens >= 1) {
-            w->retry_tokens -= 1;
+        /* The budget is for requests sent twice: they add load. One that no server saw is moved on, however many fail. */
+        double cost = s->request_begun ? 1 : 0;
+        if (w->retry_tokens >= cost) {
+            w->retry_tokens -= cost;
             COUNT(w, retries, 1);
             s->avoid = s->flow.server;
             flow_retry(w->balancer, &s->flow, w->now_ns, outcome);

@@ -16,8 +16,7 @@ HEALTH = {"path": "/health", "inter": "200ms", "fall": 3, "rise": 2}
 def test_a_server_that_refuses_costs_nobody_an_error_and_is_taken_out(balancer, farm):
     """Row 1: the same request goes to the next server; after `fall` refusals the server is down, without any check."""
     dead = f"127.0.0.1:{free_port()}"
-    # The budget for retries is for load that they add; for this test it must not run out before the server is down.
-    keys = {"health": "off", "policy": "wrr", "retry_budget": 100}
+    keys = {"health": "off", "policy": "wrr"}
     with balancer([*farm.addresses[:2], dead], **keys) as running, Load(running.port) as load:
         wait_until(lambda: running.server(dead)["health"] == "down")
         assert "connections failed in a row" in running.server(dead)["cause"]
@@ -30,7 +29,7 @@ def test_a_server_that_refuses_costs_nobody_an_error_and_is_taken_out(balancer, 
 def test_a_server_killed_under_load_loses_at_most_its_in_flight_and_comes_back(balancer, tmp_path):
     """Row 1: down by its traffic at once, back after `rise` good checks, ramping up."""
     with Farm.of_speeds([1, 1, 1], workers=8, demand="fixed:2") as farm:
-        keys = {"health": HEALTH, "slowstart": "1s", "policy": "lsq"}
+        keys = {"health": HEALTH, "slowstart": "1s", "policy": "adaptive"}
         with balancer(farm.addresses, **keys) as running, Load(running.port) as load:
             load.run_for(200)
             farm.kill("s2")

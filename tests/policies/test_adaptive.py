@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from controlplane import registry
+from controlplane.learner import Learner
 from controlplane.policies.adaptive import Adaptive
 from dataplane.simulator import (
     BoundedPareto,
@@ -19,6 +20,7 @@ from dataplane.simulator import (
     SpeedChange,
     World,
 )
+from shm_layout.layout import OUTCOMES
 from tests.policies.farm import Backend, Farm
 from tests.policies.observations import observation
 
@@ -161,3 +163,17 @@ class Objective(Adaptive):
 
     def decide(self, observation):
         return super().decide(replace(observation, objective=self.objective))
+
+
+def test_a_server_that_the_checks_brought_back_has_its_failures_forgiven():
+    learner, failures = Learner(), np.zeros((3, len(OUTCOMES)))
+    failures[:, 0] = 50.0
+    up, down = np.array([True, True, True]), np.array([True, False, True])
+    learner.update(observation(3, outcomes=np.zeros_like(failures)))
+    failures[1, 2] = 20.0  # connect failed
+    learner.update(observation(3, now=100.2, outcomes=failures))
+    assert learner.failing()[1] > 0.1
+    learner.update(observation(3, now=100.4, outcomes=failures, active=down))
+    assert learner.failing()[1] > 0.1
+    learner.update(observation(3, now=100.6, outcomes=failures, active=up))
+    assert learner.failing()[1] == 0.0
