@@ -258,7 +258,8 @@ static void uring_accept(struct loop *loop, bool on)
     loop->accepting = on;
     if (on && !u->accept_armed) {
         struct io_uring_sqe *sqe = take_sqe(u);
-        io_uring_prep_multishot_accept(sqe, loop->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        /* One at a time: a multishot accept would empty the whole backlog before anybody could say stop. */
+        io_uring_prep_accept(sqe, loop->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         mark(sqe, loop, OP_ACCEPT);
         u->accept_armed = true;
     } else if (!on && u->accept_armed) {
@@ -271,8 +272,7 @@ static void uring_accept(struct loop *loop, bool on)
 static void finish_accept(struct loop *loop, const struct io_uring_cqe *cqe)
 {
     struct uring_backend *u = backend_of(loop);
-    if (!(cqe->flags & IORING_CQE_F_MORE))
-        u->accept_armed = false;
+    u->accept_armed = false;
     if (cqe->res >= 0)
         loop->accepted(loop, cqe->res, 0);
     else if (cqe->res != -ECANCELED && cqe->res != -ECONNABORTED && cqe->res != -EINTR && cqe->res != -EAGAIN)

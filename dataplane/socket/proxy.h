@@ -147,8 +147,10 @@ struct worker_state {
     uint32_t *idle_n;
     char    *targets;                       /* room for the targets of open sessions, when they are logged */
     uint32_t session_slots, upstream_slots, server_slots;
+    uint32_t session_limit;                 /* of the slots: the rest is for connections that are being closed */
     uint32_t sessions_used, upstreams_used; /* slots handed out so far: memory is touched when it is first needed */
     uint64_t accept_again_ns;               /* accepting is paused until then; 0: it is not */
+    int      fd_limit;                      /* accepting pauses when a descriptor reaches it */
     double   retry_tokens;
     bool     draining;
     bool     freed;                         /* a server may have got room since the queue was last looked at */
@@ -179,6 +181,7 @@ static inline struct upstream *upstream_take_slot(struct worker_state *w)
 }
 
 /* Durations of our own, not configured. */
+#define FD_RESERVE 32                       /* descriptors that clients do not get: for their servers' connections */
 #define LINGER_NS 1000000000ULL             /* at most, reading a closed client empty */
 #define ABORT_PROBE_NS 1000000000ULL        /* after a client's end of file, before it is asked whether it is there */
 #define IDLE_UP_NS 4000000000ULL            /* a pooled connection: below the 5 s at which common servers close theirs */
@@ -202,6 +205,7 @@ static inline bool backlogged(const struct conn *c) { return c->out_bytes >= BAC
 /* proxy_session.c */
 extern const struct conn_events session_events;
 void session_accepted(struct loop *loop, int fd, int error);
+void session_accept_again(struct worker_state *w);              /* if accepting is paused and another client may come in */
 void session_pump(struct session *s);                           /* parse and start what has arrived */
 bool session_keep_input(struct session *s, struct buffer *buffer, char *at, uint32_t n);
 void session_drop_input(struct session *s);

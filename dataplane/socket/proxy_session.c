@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
@@ -75,6 +76,29 @@ static void pause_accepting(struct worker_state *w, uint64_t for_ns)
     loop_accept(&w->loop, false);
 }
 
+static bool has_room(const struct worker_state *w)
+{
+    uint32_t limit = (w->settings->maxconn + w->service->workers - 1) / w->service->workers;
+    return w->sessions.n < limit && w->sessions.n < w->session_limit;
+}
+
+/* The lowest descriptor that is free says how many are in use. */
+static bool has_descriptors(const struct worker_state *w)
+{
+    int fd = fcntl(w->loop.wake_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 && fd < w->fd_limit;
+}
+
+void session_accept_again(struct worker_state *w)
+{
+    if (w->accept_again_ns == 0 || w->draining || !has_room(w) || !has_descriptors(w))
+        return;
+    w->accept_again_ns = 0;
+    loop_accept(&w->loop, true);
+}
+
 void session_accepted(struct loop *loop, int fd, int error)
 {
     struct worker_state *w = loop->owner;
@@ -83,8 +107,7 @@ void session_accepted(struct loop *loop, int fd, int error)
         pause_accepting(w, 100000000);
         return;
     }
-    struct session *s = w->draining ? NULL : session_take(w);
-    uint32_t limit = (w->settings->maxconn + w->service->workers - 1) / w->service->workers;
+    struct session *s = session_take(w);
     if (!s) {
         COUNT(w, connections_refused, 1);
         struct linger hard = {.l_onoff = 1, .l_linger = 0};
@@ -103,8 +126,12 @@ void session_accepted(struct loop *loop, int fd, int error)
     list_add(w, s);
     COUNT(w, connections_total, 1);
     COUNT(w, connections, 1);
-    if (w->sessions.n >= limit)
+    if (!has_room(w)) {
         pause_accepting(w, 1000000000);     /* or until a connection closes */
+    } else if (fd >= w->fd_limit) {
+        COUNT(w, accept_paused, 1);
+        pause_accepting(w, 100000000);
+    }
     if (w->service->mode == MODE_TCP) {
         tunnel_start(s);
         return;
@@ -288,10 +315,7 @@ static void released(struct conn *c)
     struct worker_state *w = s->worker;
     s->next = w->sessions_free;
     w->sessions_free = s;
-    if (w->accept_again_ns && !w->draining) {
-        w->accept_again_ns = 0;
-        loop_accept(&w->loop, true);
-    }
+    session_accept_again(w);
 }
 
 /* Start what has arrived, one request after the other, as long as the last one's answer left room. */

@@ -3,9 +3,11 @@
 #include "proxy.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -72,6 +74,7 @@ int worker_make(struct worker_state *w, struct service *service, uint32_t index,
     w->counters = balancer_worker(w->balancer);
     /* A session more than may be open: the last one is being closed while the next is accepted. */
     uint32_t limit = at_least((w->settings->maxconn + service->workers - 1) / service->workers, 16);
+    w->session_limit = limit;
     w->session_slots = limit + 64;
     w->upstream_slots = limit + 64 + at_least(limit / 4, 256);
     w->sessions_memory = map((size_t)w->session_slots * sizeof(struct session));
@@ -82,6 +85,10 @@ int worker_make(struct worker_state *w, struct service *service, uint32_t index,
     if (!w->sessions_memory || !w->upstreams_memory || !w->idle || !w->idle_n || !w->targets)
         return error;
     w->retry_tokens = 20;
+    struct rlimit files;
+    w->fd_limit = INT_MAX;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < INT_MAX)
+        w->fd_limit = (int)files.rlim_cur - (files.rlim_cur > 2 * FD_RESERVE ? FD_RESERVE : (int)files.rlim_cur / 2);
     w->loop.owner = w;
     w->loop.accepted = session_accepted;
     w->loop.awake = awake;
@@ -187,10 +194,8 @@ int worker_run(struct worker_state *w)
         int stop = atomic_load_explicit(w->stop, memory_order_relaxed);
         if (stop || !w->settings->accepting)
             drain(w, stop > 1);
-        else if (w->accept_again_ns && timer_now(w) >= w->accept_again_ns) {
-            w->accept_again_ns = 0;
-            loop_accept(&w->loop, true);
-        }
+        else if (w->accept_again_ns && timer_now(w) >= w->accept_again_ns)
+            session_accept_again(w);
         for (struct timer *t; (t = timers_due(&w->timers, timer_now(w)));)
             expire(w, t);
         if (w->freed) {

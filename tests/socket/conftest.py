@@ -191,15 +191,21 @@ def engine_program() -> Path:
 
 @pytest.fixture
 def start_balancer(engine_program: Path) -> Iterator[Callable[..., Balancer]]:
-    """start(ports, mode="http", io="io_uring", workers=1, **environment) -> Balancer"""
+    """start(ports, mode="http", io="io_uring", workers=1, descriptors=4096, **environment) -> Balancer"""
     running: list[Balancer] = []
 
     def start(
-        ports: list[int], mode: str = "http", io: str = "io_uring", workers: int = 1, **environment: object
+        ports: list[int],
+        mode: str = "http",
+        io: str = "io_uring",
+        workers: int = 1,
+        descriptors: int = 4096,
+        **environment: object,
     ) -> Balancer:
         port = free_port()
+        limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
         process = subprocess.Popen(
-            [str(engine_program), mode, io, str(workers), str(port), *map(str, ports)],
+            [*limited, str(engine_program), mode, io, str(workers), str(port), *map(str, ports)],
             stderr=subprocess.PIPE,
             text=True,
             env={
