@@ -7,8 +7,8 @@
 #define SHARE (0.9 - 1e-9)
 /* Half lives after which the reference is moved, long before 2^x overflows. */
 #define REFERENCE_MAX 256.0
-/* Slots of a reservoir at most. */
-#define REPLACED_MAX 4096
+/* Slots of a reservoir at most, and one more for the scan to write to. */
+#define SLOTS_MAX 4097
 
 uint64_t statistics_size(uint32_t slots)
 {
@@ -61,25 +61,29 @@ static void order_insert(struct statistics *s, const struct sample *sample, uint
     s->order[from] = slot;
 }
 
-/* Take over the samples that changed. All of them leave the order before the first comes back: it is sorted meanwhile. */
-static void take_changes(struct statistics *s, const struct sample *sample, uint32_t held, double half_life_ns)
+/* Slots below held that changed since the last look, into slot; returns how many. */
+static uint32_t find_changed(const struct statistics *s, const struct sample *sample, uint32_t held, uint16_t *slot)
 {
-    uint16_t changed[REPLACED_MAX];
-    uint32_t n = 0, left = s->held;
+    uint32_t n = 0;
     for (uint32_t i = 0; i < s->held; i++) {
-        if (sample[i].time_ns < s->looked_ns)
-            continue;
-        changed[n++] = (uint16_t)i;
+        slot[n] = (uint16_t)i; /* without a branch, which would be mispredicted at every change */
+        n += sample[i].time_ns >= s->looked_ns;
     }
-    for (uint32_t i = 0; i < n; i++)
-        order_remove(s, left--, changed[i]);
+    for (uint32_t i = s->held; i < held; i++)
+        slot[n++] = (uint16_t)i;
+    return n;
+}
+
+/* Take over samples that changed. All of them leave the order before the first comes back: it is sorted meanwhile. */
+static void take_changes(struct statistics *s, const struct sample *sample, uint32_t held, const uint16_t *slot, uint32_t n,
+                         double half_life_ns)
+{
+    uint32_t left = s->held;
+    for (uint32_t i = 0; i < n && slot[i] < s->held; i++)
+        order_remove(s, left--, slot[i]);
     for (uint32_t i = 0; i < n; i++) {
-        s->weight[changed[i]] = weight_at(s, sample[changed[i]].time_ns, half_life_ns);
-        order_insert(s, sample, left++, changed[i]);
-    }
-    for (uint32_t i = s->held; i < held; i++) {
-        s->weight[i] = weight_at(s, sample[i].time_ns, half_life_ns);
-        order_insert(s, sample, i, (uint16_t)i);
+        s->weight[slot[i]] = weight_at(s, sample[slot[i]].time_ns, half_life_ns);
+        order_insert(s, sample, left++, slot[i]);
     }
     s->held = held;
 }
@@ -144,9 +148,11 @@ void statistics_look(struct statistics *s, const struct reservoir *r, uint32_t s
     if (r->count == s->count)
         return;
     uint32_t held = r->count < slots ? (uint32_t)r->count : slots;
+    uint16_t changed[SLOTS_MAX];
+    uint32_t n = find_changed(s, sample, held, changed);
     uint64_t newest = 0;
-    for (uint32_t i = 0; i < held; i++)
-        newest = sample[i].time_ns > newest ? sample[i].time_ns : newest;
+    for (uint32_t i = 0; i < n; i++)
+        newest = sample[changed[i]].time_ns > newest ? sample[changed[i]].time_ns : newest;
     if (s->held == 0) {
         s->reference_ns = newest;
     } else if (weight_at(s, newest, half_life_ns) > exp2(REFERENCE_MAX)) {
@@ -154,7 +160,7 @@ void statistics_look(struct statistics *s, const struct reservoir *r, uint32_t s
         for (uint32_t i = 0; i < s->held; i++)
             s->weight[i] = weight_at(s, sample[i].time_ns, half_life_ns);
     }
-    take_changes(s, sample, held, half_life_ns);
+    take_changes(s, sample, held, changed, n, half_life_ns);
     s->id = id;
     s->count = r->count;
     s->looked_ns = now_ns;
