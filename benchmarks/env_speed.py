@@ -2,7 +2,7 @@
 
     python benchmarks/env_speed.py [--quick] [--json] [--rounds N]
 
-Sixteen servers, every fourth 4x faster, 80 % load, about 50 flows a step, 128-slot reservoirs, all 11 features; a random
+Sixteen servers, every fourth 4x faster, 80 % load, about 50 flows a step, 128-slot reservoirs, all features; a random
 action each step. The base policy is gsed, whose curves are known beforehand; the last rows have `adaptive`, which
 learns in Python, underneath. A step of one environment out of many counts as one. CPU time of this process; medians.
 """
