@@ -37,6 +37,13 @@ class SourceError(RuntimeError):
     """The source cannot go on."""
 
 
+def _stop_clocks(simulation: Simulation) -> None:
+    """Let a simulation that is over be freed at once: its segments hold it by their clock, and it holds them."""
+    now_ns = simulation.now_ns
+    for segment in simulation.segments:
+        segment.clock = lambda: now_ns
+
+
 class SimulatedSource:
     """Replicas of worlds. `reset` begins episodes, `step` runs one control interval of those that are told to run."""
 
@@ -115,7 +122,10 @@ class SimulatedSource:
             given = self.worlds[replica]
             world = given if isinstance(given, World) else given(generator)
             seed = int(generator.integers(2**63))
+            before = self.simulations[replica]
             self.simulations[replica] = self._begin(replica, replace(world, seed=seed))
+            if before is not None:
+                _stop_clocks(before)
         return self._call(list(generators), 0)
 
     def _begin(self, replica: int, world: World) -> Simulation:
@@ -171,4 +181,6 @@ class SimulatedSource:
         """Free the simulations."""
         for replica in range(len(self.simulations)):
             lib.vector_place(self._vector, replica, ffi.NULL)
+            if (simulation := self.simulations[replica]) is not None:
+                _stop_clocks(simulation)
         self.simulations = [None] * len(self.simulations)

@@ -1,5 +1,6 @@
 """The C side of the vector: it reads what Python reads of the same segments; the same seed gives the same bytes."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,13 @@ def test_gcc_and_clang_give_the_same_bytes():
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1]
     assert len(outputs[0].splitlines()) == 4
+
+
+def test_an_episode_that_is_over_is_freed_at_once():
+    source = source_of(farm())
+    source.reset(generators(1))
+    source.observe(0)
+    before = weakref.ref(source.simulations[0])
+    source.reset(generators(1))
+    source.observe(0)
+    assert before() is None
