@@ -22,14 +22,17 @@ _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy"
 _ROWS = 1 << 14
 
 
-def format_of(path: str) -> str:
-    """Return the format that a name asks for."""
+def format_of(path: str, told: str | None = None) -> str:
+    """Return the format that a name asks for, unless one is told; TraceError when it cannot be written there."""
     suffix = os.path.splitext(path.removesuffix(".gz"))[1]
-    if path == STDIN:
-        return "csv"
-    if suffix not in _SUFFIXES:
+    form = told or ("csv" if path == STDIN else _SUFFIXES.get(suffix))
+    if form is None:
         raise TraceError(f"{path}: end the name in {', '.join(_SUFFIXES)} (and .gz), or say which with --output-format")
-    return _SUFFIXES[suffix]
+    if form not in WRITTEN:
+        raise TraceError(f"no format to write is called '{form}': there are {', '.join(WRITTEN)}")
+    if form == "npy" and (path == STDIN or path.endswith(".gz")):
+        raise TraceError("a NumPy file has its length at the beginning: neither standard output nor .gz can be one")
+    return form
 
 
 class Writer:
@@ -37,12 +40,7 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str], form: str | None = None) -> None:
         self.path = os.fspath(path)
-        self.format = form or format_of(self.path)
-        if self.format not in WRITTEN:
-            raise TraceError(f"no format to write is called '{self.format}': there are {', '.join(WRITTEN)}")
-        is_compressed = self.path.endswith(".gz")
-        if self.format == "npy" and (self.path == STDIN or is_compressed):
-            raise TraceError("a NumPy file has its length at the beginning: neither standard output nor .gz can be one")
+        self.format = format_of(self.path, form)
         self.rows = 0
         self._digest = hashlib.sha256()
         self._part = f"{self.path}.part{os.getpid()}"
@@ -51,7 +49,7 @@ class Writer:
             self._file: BinaryIO = sys.stdout.buffer if self.path == STDIN else open(self._part, "wb")  # noqa: SIM115
         except OSError as error:
             raise TraceError(f"{self.path}: {error.strerror}") from None
-        if is_compressed:
+        if self.path.endswith(".gz"):
             # Without name and time in it the same trace is the same file.
             self._gzip = gzip.GzipFile("", "wb", compresslevel=6, fileobj=self._file, mtime=0)
         begin = {"csv": (",".join(FIELDS) + "\n").encode(), "npy": header(0), "jsonl": b""}[self.format]
