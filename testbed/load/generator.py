@@ -16,6 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -45,17 +46,19 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go, and what they ask for; the demand becomes the query `d`."""
+    """Where requests go, and what they ask for. The demand becomes the query `d`, milliseconds, or `n`, loop turns."""
 
     host: str
     port: int
     path: str = "/"
     headers: tuple[tuple[str, str], ...] = ()
+    demand_query: Literal["d", "n"] = "d"
 
     def request(self, demand_ms: float, keep_alive: bool = True) -> bytes:
         path = self.path
         if demand_ms == demand_ms:  # not NaN
-            path += f"{'&' if '?' in path else '?'}d={demand_ms:.4f}"
+            demand = f"d={demand_ms:.4f}" if self.demand_query == "d" else f"n={demand_ms:.0f}"
+            path += f"{'&' if '?' in path else '?'}{demand}"
         head = f"GET {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
         if not keep_alive:
             head += "Connection: close\r\n"
