@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "server": ("server", "list servers; drain, ready, maint, weight"),
     "sim": ("sim", "compare policies in the simulator: scenarios, seeds, confidence intervals, reports"),
     "reload": ("reload", "make a running balancer read its configuration file again"),
+    "trace": ("trace", "look at traces of arrivals, convert them, make them up"),
 }
 
 
