@@ -79,7 +79,7 @@ struct session {
     struct flow flow;
     uint64_t queued_ns, opened_ns, dispatched_ns, connected_ns, first_byte_ns;
     uint64_t bytes_in, bytes_out;
-    uint32_t backlog_then;                  /* unsent bytes when the client's timer was set */
+    uint32_t backlog_then;                  /* unsent bytes when the client's timer ran out last */
     float    bid, price;
     uint32_t rule;
     uint32_t avoid;
@@ -99,8 +99,8 @@ struct upstream {
     struct session *session;                /* NULL: idle */
     struct upstream *next, *prev;           /* idle list of its server, most recent first */
     uint64_t server_id;
-    uint64_t idle_since_ns;
     uint32_t server;
+    uint32_t backlog_then;                  /* unsent bytes when the server's timer ran out last */
     bool     reused;
     bool     eof;
     bool     deaf;                          /* sending to it failed: it reads no further */
@@ -137,6 +137,7 @@ struct worker_state {
     const atomic_int *stop;                 /* 0 run, 1 finish, 2 at once */
     uint32_t index;
     uint64_t now_ns;
+    uint64_t wait_until_ns;                 /* the wait that is under way, or was last, was to end then at the latest */
     uint64_t paused_ns;                     /* time that the machine stood still: timers do not count it */
     struct session_list sessions;
     struct session *queue_first, *queue_last;
@@ -147,6 +148,7 @@ struct worker_state {
     uint32_t *idle_n;
     char    *targets;                       /* room for the targets of open sessions, when they are logged */
     uint32_t session_slots, upstream_slots, server_slots;
+    uint32_t idle_up_max;                   /* pooled connections: sessions always find slots for their own */
     uint32_t session_limit;                 /* of the slots: the rest is for connections that are being closed */
     uint32_t sessions_used, upstreams_used; /* slots handed out so far: memory is touched when it is first needed */
     uint64_t accept_again_ns;               /* accepting is paused until then; 0: it is not */
@@ -205,6 +207,7 @@ static inline bool backlogged(const struct conn *c) { return c->out_bytes >= BAC
 /* proxy_session.c */
 extern const struct conn_events session_events;
 void session_accepted(struct loop *loop, int fd, int error);
+void session_limit_changed(struct worker_state *w);
 void session_accept_again(struct worker_state *w);              /* if accepting is paused and another client may come in */
 void session_pump(struct session *s);                           /* parse and start what has arrived */
 bool session_keep_input(struct session *s, struct buffer *buffer, char *at, uint32_t n);

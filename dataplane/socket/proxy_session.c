@@ -91,6 +91,12 @@ static bool has_descriptors(const struct worker_state *w)
     return fd >= 0 && fd < w->fd_limit;
 }
 
+void session_limit_changed(struct worker_state *w)
+{
+    if (!has_room(w) && w->accept_again_ns == 0 && !w->draining)
+        pause_accepting(w, 1000000000);
+}
+
 void session_accept_again(struct worker_state *w)
 {
     if (w->accept_again_ns == 0 || w->draining || !has_room(w) || !has_descriptors(w))

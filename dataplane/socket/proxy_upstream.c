@@ -48,12 +48,25 @@ static bool still_quiet(const struct upstream *up, bool replayable)
     return recv(up->conn.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
 }
 
+/* Does so at once with epoll, soon with io_uring. */
+static bool close_oldest_idle(struct worker_state *w)
+{
+    struct timer *oldest = w->timers.heads[TIMER_IDLE_UP].next;
+    if (oldest == &w->timers.heads[TIMER_IDLE_UP])
+        return false;
+    struct upstream *up = (struct upstream *)(void *)((char *)oldest - offsetof(struct upstream, timer));
+    idle_remove(up);
+    upstream_close(up);
+    return true;
+}
+
 bool upstream_take(struct session *s, uint32_t server)
 {
     struct worker_state *w = s->worker;
     const struct server_entry *entry = balancer_server(w->balancer, server);
     struct upstream *up;
-    while ((up = w->idle[server]) != NULL) {
+    /* A request that is sent once more had met a pooled connection's end: the others of the pool may be as old. */
+    while (!s->request_begun && (up = w->idle[server]) != NULL) {
         idle_remove(up);
         if (up->server_id == entry->id && still_quiet(up, s->replayable)) {
             up->session = s;
@@ -68,10 +81,10 @@ bool upstream_take(struct session *s, uint32_t server)
     }
     const struct sockaddr *address = (const struct sockaddr *)(const void *)entry->address;
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        COUNT(w, accept_paused, 1);
+    if (fd < 0 && close_oldest_idle(w))     /* another server's pool holds what is missing here */
+        fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
         return false;
-    }
     up = upstream_take_slot(w);
     if (!up) {
         close(fd);
@@ -112,7 +125,7 @@ void upstream_release(struct upstream *up, bool reusable)
     const struct server_entry *entry = balancer_server(w->balancer, up->server);
     if (reusable && !up->conn.closed && up->conn.out_n == 0 && entry->id == up->server_id && entry->state == SERVER_READY
         && w->idle_n[up->server] < IDLE_UP_MAX && !w->draining && !up->in
-        && !up->deaf)
+        && !up->deaf && w->counters->connections_idle_up < w->idle_up_max)
         idle_add(up);
     else
         upstream_close(up);

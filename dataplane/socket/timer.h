@@ -45,7 +45,7 @@ static inline void timer_clear(struct timer *t)
     }
 }
 
-/* deadline_ns is normally the latest of its queue; when the configured time was shortened it goes in front of later ones. */
+/* deadline_ns is the latest of its queue, see timers_shorten(), but for a machine that stood still in the middle of a round. */
 static inline void timer_set(struct timers *ts, struct timer *t, enum timer_kind kind, uint64_t deadline_ns)
 {
     timer_clear(t);
@@ -58,6 +58,14 @@ static inline void timer_set(struct timers *ts, struct timer *t, enum timer_kind
     t->next = at->next;
     at->next->prev = t;
     at->next = t;
+}
+
+/* The kind lasts shorter from now on: none of it is later than deadline_ns. */
+static inline void timers_shorten(struct timers *ts, enum timer_kind kind, uint64_t deadline_ns)
+{
+    struct timer *head = &ts->heads[kind];
+    for (struct timer *t = head->prev; t != head && t->deadline_ns > deadline_ns; t = t->prev)
+        t->deadline_ns = deadline_ns;
 }
 
 /* The first timer that is due, cleared; NULL: none. */

@@ -30,10 +30,13 @@ uint64_t worker_clock_ns(void)
     return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
 }
 
+/* The clock is read once a wait. Before anything is done: did the machine stand still? Timers do not count that. */
 static void awake(struct loop *loop)
 {
     struct worker_state *w = loop->owner;
     w->now_ns = worker_clock_ns();
+    if (w->now_ns > w->wait_until_ns + PAUSE_NS)
+        w->paused_ns += w->now_ns - w->wait_until_ns;
 }
 
 static void woken(struct loop *loop)
@@ -76,7 +79,8 @@ int worker_make(struct worker_state *w, struct service *service, uint32_t index,
     uint32_t limit = at_least((w->settings->maxconn + service->workers - 1) / service->workers, 16);
     w->session_limit = limit;
     w->session_slots = limit + 64;
-    w->upstream_slots = limit + 64 + at_least(limit / 4, 256);
+    w->upstream_slots = 2 * w->session_slots + 512;     /* memory that is never used costs nothing */
+    w->idle_up_max = w->session_slots + 256;
     w->sessions_memory = map((size_t)w->session_slots * sizeof(struct session));
     w->upstreams_memory = map((size_t)w->upstream_slots * sizeof(struct upstream));
     w->idle = map((size_t)w->server_slots * sizeof *w->idle);
@@ -120,22 +124,51 @@ void worker_destroy(struct worker_state *w)
         munmap(w->targets, (size_t)w->session_slots * TARGET_BYTES);
 }
 
+/* A slow reader that reads is not idle: has its backlog moved since the last look? */
+static bool has_read(const struct conn *c, uint32_t *backlog_then)
+{
+    bool moved = c->out_n && c->out_bytes != *backlog_then;
+    *backlog_then = c->out_bytes;
+    return moved;
+}
+
 /* Which session or upstream a timer belongs to follows from its kind; two kinds serve both. */
 static void expire(struct worker_state *w, struct timer *t)
 {
     enum timer_kind kind = (enum timer_kind)t->kind;
     if (kind == TIMER_CONNECT || kind == TIMER_SERVER || kind == TIMER_IDLE_UP) {
-        upstream_expired((struct upstream *)(void *)((char *)t - offsetof(struct upstream, timer)), kind);
+        struct upstream *up = (struct upstream *)(void *)((char *)t - offsetof(struct upstream, timer));
+        if (kind == TIMER_SERVER && has_read(&up->conn, &up->backlog_then))
+            arm_timer(w, t, kind, w->settings->timeout_server_ns);
+        else
+            upstream_expired(up, kind);
         return;
     }
     struct session *s = (struct session *)(void *)((char *)t - offsetof(struct session, timer));
-    /* A slow reader that reads is not idle: look whether its backlog moved since the timer was set. */
-    if (kind == TIMER_CLIENT && s->client.out_n && s->client.out_bytes != s->backlog_then) {
-        s->backlog_then = s->client.out_bytes;
+    if (kind == TIMER_KEEP_ALIVE && s->client.out_n) {      /* it has not even read the last answer: idle from then on */
+        s->client.want_drained = true;
+        arm_timer(w, t, TIMER_CLIENT, w->settings->timeout_client_ns);
+    } else if (kind == TIMER_CLIENT && has_read(&s->client, &s->backlog_then)) {
         arm_timer(w, t, kind, w->settings->timeout_client_ns);
-        return;
+    } else {
+        session_expired(s, kind);
     }
-    session_expired(s, kind);
+}
+
+/* Settings were adopted: what waits by the old ones is looked at again. */
+static void settings_changed(struct worker_state *w)
+{
+    const struct settings *s = w->settings = balancer_settings(w->balancer);
+    const uint64_t durations[TIMER_KINDS] = {
+        [TIMER_REQUEST] = s->timeout_http_request_ns, [TIMER_KEEP_ALIVE] = s->timeout_http_keep_alive_ns,
+        [TIMER_CLIENT] = s->timeout_client_ns, [TIMER_CONNECT] = s->timeout_connect_ns, [TIMER_SERVER] = s->timeout_server_ns,
+        [TIMER_QUEUE] = s->timeout_queue_ns, [TIMER_TUNNEL] = s->timeout_tunnel_ns};
+    for (int kind = 0; kind < TIMER_KINDS; kind++)
+        if (durations[kind])
+            timers_shorten(&w->timers, (enum timer_kind)kind, timer_now(w) + durations[kind]);
+    upstream_purge(w);
+    session_limit_changed(w);
+    w->freed = true;
 }
 
 /* Stop accepting; idle clients may send one more request for a moment; the rest finish until the deadline. */
@@ -180,17 +213,13 @@ int worker_run(struct worker_state *w)
             timeout = 0;
         else if (w->sessions.n && timeout > SAMPLE_NS)
             timeout = SAMPLE_NS;
+        w->wait_until_ns = before + timeout;
         int error = loop_wait(&w->loop, timeout);
         if (error)
             return error;
         w->now_ns = worker_clock_ns();
-        if (w->now_ns - before > timeout + PAUSE_NS)
-            w->paused_ns += w->now_ns - before - timeout;
-        if (balancer_refresh(w->balancer, w->now_ns)) {
-            w->settings = balancer_settings(w->balancer);
-            upstream_purge(w);
-            w->freed = true;
-        }
+        if (balancer_refresh(w->balancer, w->now_ns))
+            settings_changed(w);
         int stop = atomic_load_explicit(w->stop, memory_order_relaxed);
         if (stop || !w->settings->accepting)
             drain(w, stop > 1);

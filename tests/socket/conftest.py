@@ -2,18 +2,21 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dataplane.build_ffi import has_io_uring
+from shm_layout.segment import Limits, Segment, ServerData, SettingsData, pack_address
 from tests.c_build import ASAN_UBSAN, ROOT, SEGMENT_SOURCES, build_c
 
 SOURCES = [
@@ -187,6 +190,48 @@ def start_origin() -> Iterator[Callable[[Handler], Origin]]:
 def engine_program() -> Path:
     libraries = ("-lm", "-luring") if has_io_uring() else ("-lm", "-DNO_IO_URING")
     return build_c("standalone", SOURCES, (*ASAN_UBSAN, *libraries))
+
+
+class Service:
+    """A segment and the settings in it: what the supervisor does for a balancer, by hand."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.settings = SettingsData(retries=3)
+
+    def publish(self, ports: list[int] | None = None, **changes: Any) -> None:
+        """Settings with these changes; ports: new servers, with ids of their own."""
+        version = self.settings.version + 1
+        if ports is not None:
+            changes["servers"] = [
+                ServerData(id=version * 1000 + port, name=f"s{port}", address=pack_address("127.0.0.1", port))
+                for port in ports
+            ]
+        self.settings = replace(self.settings, version=version, **changes)
+        self.segment.publish_settings(self.settings)
+
+    def taken(self, workers: int = 1, seconds: float = 3.0) -> None:
+        """Wait until the workers have these settings in force."""
+        deadline = time.monotonic() + seconds
+        while any(self.worker(index)["settings_version"] != self.settings.version for index in range(workers)):
+            assert time.monotonic() < deadline, "the settings were not taken"
+            time.sleep(0.005)
+
+    def worker(self, index: int = 0) -> Any:
+        return self.segment.read_workers()[index]
+
+    def in_flight(self) -> int:
+        return int(self.segment.read_words().in_flight.sum())
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """To be given to start_balancer: start_balancer([0], SEGMENT=service.segment.name)."""
+    name = f"/vickrey.socket-tests-{os.getpid()}.{random.randrange(1 << 30)}"
+    limits = Limits(max_servers=64, max_workers=4, reservoir_slots=16, ring_slots=256, journal_slots=256)
+    with Segment.create(name, limits, "web") as segment:
+        yield Service(segment)
+        segment.unlink()
 
 
 @pytest.fixture
