@@ -42,6 +42,7 @@ void conn_open(struct loop *loop, struct conn *c, int fd, const struct conn_even
     c->fd = fd;
     c->events = events;
     c->stash_end = 1;
+    loop->n_conns++;
     loop->ops->attach(c);
 }
 
@@ -122,6 +123,12 @@ void conn_list(struct conn *c)
     else
         loop->ready = c;
     loop->ready_last = c;
+}
+
+void conn_release(struct conn *c)
+{
+    c->loop->n_conns--;
+    c->events->released(c);
 }
 
 void conn_starve(struct conn *c)

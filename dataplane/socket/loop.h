@@ -79,6 +79,7 @@ struct loop {
     void   (*woken)(struct loop *loop);
     struct buffer_pool pools[BUFFER_SIZES];
     uint64_t pool_exhausted;
+    uint32_t n_conns;                       /* opened and not yet released */
     int      listen_fd;                     /* -1: closed */
     int      wake_fd;                       /* eventfd */
     bool     accepting;
@@ -168,6 +169,8 @@ void conn_list(struct conn *c);
 void conn_starve(struct conn *c);
 void loop_feed(struct loop *loop, uint32_t n);
 struct conn *loop_next_listed(struct loop *loop);
+/* The loop is done with c, which is closed. */
+void conn_release(struct conn *c);
 /* n bytes of the queue were sent; true when it is empty now. And drop all of it. */
 bool conn_sent(struct conn *c, uint32_t n);
 void conn_drop_queue(struct conn *c);

@@ -188,7 +188,7 @@ static void receive_some(struct conn *c)
 static void serve(struct conn *c)
 {
     if (c->closed) {
-        c->events->released(c);
+        conn_release(c);
         return;
     }
     if (c->connecting) {

@@ -415,7 +415,7 @@ static void work_list(struct loop *loop)
             c->stash = NULL;
             close(c->fd);
             c->fd = -1;
-            c->events->released(c);
+            conn_release(c);
         } else if (c->receiving && (c->stash_n || c->stash_end <= 0)) {
             deliver_stash(c);
         } else if (c->receiving) {

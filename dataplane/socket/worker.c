@@ -188,7 +188,9 @@ static void drain(struct worker_state *w, bool now)
     bool idle = w->now_ns - w->drain_begun_ns >= IDLE_GRACE_NS;
     for (struct session *s = w->sessions.first, *next; s; s = next) {
         next = s->next;
-        if (all || (idle && s->state == SESSION_HEAD && s->in_n == 0))
+        if (all && s->state != SESSION_HEAD && s->state != SESSION_LINGER)
+            session_abort(s, 'K', OUTCOME_CLIENT_ABORT);
+        else if (all || (idle && s->state == SESSION_HEAD && s->in_n == 0 && s->client.out_n == 0))
             session_close(s, false);
     }
 }
@@ -243,7 +245,8 @@ int worker_run(struct worker_state *w)
             __atomic_store_n(&w->counters->blocks_exhausted, w->loop.pool_exhausted, __ATOMIC_RELAXED);
         }
         if (drained(w)) {
-            loop_wait(&w->loop, 0);         /* what was closed is released */
+            for (int i = 0; w->loop.n_conns && i < 100; i++)
+                loop_wait(&w->loop, 10000000);      /* what was closed is released: other workers may go on for long */
             return 0;
         }
     }
