@@ -18,7 +18,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,10 @@ class ControlLoop:
         interval: float = 0.2,
         balancers: int = 1,
         objective: str = "mean",
+        reserve: str = "off",
     ) -> None:
         self.segment, self.service, self.interval = segment, service, interval
+        self.reserve = reserve
         self.observer = Observer(segment, interval, balancers, objective)
         self.chosen = Chosen(policy)
         self.history: deque[Spec] = deque(maxlen=HISTORY)
@@ -189,6 +191,8 @@ class ControlLoop:
     def _publish(self, o: Observation, directive: Directive, now_ns: int) -> None:
         """Publish it, unless the very same is in force."""
         table = self.observer.table()
+        if self.reserve == "off" and directive.classic is not None:
+            directive = replace(directive, classic=replace(directive.classic, reserve=0.0))
         try:
             data = to_data(
                 directive,

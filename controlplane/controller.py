@@ -179,6 +179,7 @@ class Controller:
                 interval=interval,
                 balancers=int(given.get("balancers", 1)),
                 objective=str(given.get("objective", "mean")),
+                reserve=str(given.get("reserve", "off")),
             )
             loop.on_change = self._teller(given["service"])
             loop.begin(takeover=self.takeover)

@@ -80,6 +80,7 @@ class LiveService:
             "interval": self.config.interval,
             "balancers": self.config.balancers,
             "objective": self.config.objective,
+            "reserve": self.config.reserve,
             "policy": self.policy,
         }
 

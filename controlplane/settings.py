@@ -98,7 +98,7 @@ def sockaddr_bytes(address: Address) -> bytes:
 # Keys of a service that cannot change while it runs: sockets, threads and the segment's size hang on them.
 FIXED_KEYS = ("listen", "engine", "mode", "workers", "io")
 # Keys that the controller is told when it starts.
-CONTROLLER_KEYS = ("interval", "balancers", "objective")
+CONTROLLER_KEYS = ("interval", "balancers", "objective", "reserve")
 
 
 def refusals(old: Config, new: Config) -> list[tuple[tuple[str, ...], str]]:

@@ -179,3 +179,10 @@ def test_an_idle_service_is_not_read(segment):
         loop.cycle(clock.now_ns)
     assert loop.counts.idle >= 19
     assert int(segment.read_controller()["cycles"]) == 21
+
+
+@pytest.mark.parametrize(("reserve", "flagged"), [("off", False), ("classic", True)])
+def test_the_auction_has_a_reserve_only_when_the_service_asks_for_one(segment: Segment, reserve: str, flagged: bool):
+    loop = ControlLoop(segment, "web", {"name": "auction", "guard": False}, reserve=reserve)
+    Clock(loop).cycle(5)
+    assert (float(segment.read_directive().head["classic_reserve"]) > 0) is flagged
