@@ -2,6 +2,9 @@
 #include "engine.h"
 #include "proxy.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <stdio.h>
 #include <string.h>
 
 void request_drop_held(struct session *s)
@@ -45,6 +48,27 @@ static uint64_t key_hash(const struct session *s)
     return h ^ (h >> 32);
 }
 
+/* The address that the client reached us at, as a Host, for the rare request that has none. room: HOST_TEXT. */
+#define HOST_TEXT (INET6_ADDRSTRLEN + 10)
+static struct span local_host(const struct session *s, char *out)
+{
+    struct sockaddr_storage local = {0};
+    socklen_t bytes = sizeof local;
+    char text[INET6_ADDRSTRLEN] = "";
+    int n = 0;
+    if (getsockname(s->client.fd, (struct sockaddr *)&local, &bytes) == 0) {
+        const struct sockaddr_in *v4 = (const struct sockaddr_in *)&local;
+        const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)&local;
+        if (local.ss_family == AF_INET && inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text))
+            n = snprintf(out, HOST_TEXT, "%s:%u", text, ntohs(v4->sin_port));
+        else if (local.ss_family == AF_INET6 && inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text))
+            n = snprintf(out, HOST_TEXT, "[%s]:%u", text, ntohs(v6->sin6_port));
+    }
+    if (n == 0)                             /* a unix socket */
+        n = snprintf(out, HOST_TEXT, "localhost");
+    return (struct span){out, (uint32_t)n};
+}
+
 /* w->head is parsed, head_bytes of the input are it. */
 bool request_start(struct session *s, uint32_t head_bytes)
 {
@@ -69,6 +93,9 @@ bool request_start(struct session *s, uint32_t head_bytes)
     body_drop(&s->request, w->loop.pools);
     body_begin(&s->request, head->framing, head->framing, head->length);
     struct forward forward = {.client = {s->client_text, s->client_text_n}, .append = s->trusted};
+    char host[HOST_TEXT];
+    if (head->host.n == 0)
+        forward.default_host = local_host(s, host);
     size_t n = http_write_request(head, &forward, w->scratch, sizeof w->scratch);
     if (n == 0) {
         session_answer(s, 431, 'P', OUTCOME_CLIENT_ABORT);

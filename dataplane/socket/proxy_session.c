@@ -254,7 +254,7 @@ void session_answer(struct session *s, unsigned status, char termination, enum o
     bool server_side = status == 502 || status == 503 || status == 504;
     if (server_side)
         COUNT(w, answered_here, 1);
-    else
+    else if (status >= 400)
         COUNT(w, requests_bad, 1);
     bool keep = server_side && s->keep_alive && s->request.done && !s->client_eof && !w->draining;
     session_end_flow(s, termination, outcome);
@@ -346,6 +346,10 @@ void session_pump(struct session *s)
         s->attempts = 0;
         s->status = 0;
         COUNT(w, requests_total, 1);
+        if (n == -200) {                    /* OPTIONS for ourselves; where its body would end was not looked at */
+            session_answer(s, 200, 'L', OUTCOME_OK);
+            return;
+        }
         if (n < 0) {
             session_answer(s, (unsigned)-n, 'P', OUTCOME_CLIENT_ABORT);
             return;
@@ -510,15 +514,11 @@ void session_expired(struct session *s, enum timer_kind kind)
     case TIMER_ABORT_PROBE:
         if (s->state != SESSION_EXCHANGE || s->head_sent)
             break;
-        if (s->minor == 0) {                /* cannot be asked: gone, like most */
+        if (was_reset(&s->client)) {
             session_close(s, false);
             break;
         }
-        if (s->probed && was_reset(&s->client)) {
-            session_close(s, false);
-            break;
-        }
-        if (!s->probed) {                   /* an interim answer; a client that is gone answers it with a reset */
+        if (!s->probed && s->minor > 0) {   /* an interim answer; a client that is gone answers it with a reset */
             static char probe[] = "HTTP/1.1 100 Continue\r\n\r\n";
             s->probed = true;
             conn_push(&s->client, NULL, probe, sizeof probe - 1);

@@ -90,9 +90,7 @@ BUILDS = {"asan": ASAN_UBSAN, "tsan": TSAN, "asan-older-kernel": (*ASAN_UBSAN, "
 @pytest.fixture(params=BUILDS)
 def engine_program(request) -> Path:
     libraries = ("-lm", "-luring") if has_io_uring() else ("-lm", "-DNO_IO_URING")
-    return build_c(
-        f"standalone-{request.param}", SOURCES, (*BUILDS[request.param], *libraries)
-    )
+    return build_c(f"standalone-{request.param}", SOURCES, (*BUILDS[request.param], *libraries))
 
 
 @pytest.mark.parametrize("io", IO_BACKENDS)
