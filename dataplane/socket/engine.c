@@ -5,6 +5,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -118,6 +120,8 @@ static int start_service(const struct socket_service *config, struct service *se
         t->worker->service = service;
         t->worker->index = i;
         t->io = config->io;
+        int on = 1;                         /* accepted connections inherit it; a unix socket has no such option */
+        setsockopt(config->listen_fds[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         /* Each closes its own when it drains; a listener that several share is duplicated. */
         t->listen_fd = i && config->listen_fds[i] == config->listen_fds[0] ? fcntl(config->listen_fds[i], F_DUPFD_CLOEXEC, 0)
                                                                            : config->listen_fds[i];

@@ -57,6 +57,7 @@ struct conn {
     bool     hup;                           /* epoll: the peer has ended its side, or the socket failed */
     bool     registered;                    /* epoll: known to the kernel's interest list */
     bool     armed;                         /* io_uring: a multishot receive stands */
+    bool     once;                          /* set by the owner: likely to be closed after one message; no standing receive */
     uint16_t untold;                        /* io_uring: receives that ended and are still to be told of this round */
     int      stash_end;                     /* io_uring: 1, or what ended the stream behind the stash: 0 or -errno */
     uint32_t stash_n;

@@ -192,7 +192,7 @@ static void uring_receive(struct conn *c)
     if (c->armed)
         return;
     struct io_uring_sqe *sqe = take_sqe(u);
-    if (u->multishot && !c->bulk) {
+    if (u->multishot && !c->bulk && !c->once) {
         prepare_multishot(sqe, c->fd, RECEIVE_CAP);
         mark(sqe, c, OP_RECEIVE);
         c->armed = true;

@@ -186,6 +186,7 @@ static inline struct upstream *upstream_take_slot(struct worker_state *w)
 #define FD_RESERVE 32                       /* descriptors that clients do not get: for their servers' connections */
 #define LINGER_NS 1000000000ULL             /* at most, reading a closed client empty */
 #define ABORT_PROBE_NS 1000000000ULL        /* after a client's end of file, before it is asked whether it is there */
+#define LOOK_NS 50000000ULL                 /* a client that ends with this answer is read only if that takes longer */
 #define IDLE_UP_NS 4000000000ULL            /* a pooled connection: below the 5 s at which common servers close theirs */
 #define IDLE_UP_MAX 256                     /* pooled connections per server and worker */
 #define IDLE_GRACE_NS 1000000000ULL         /* draining: idle clients may send one more request for so long */

@@ -69,6 +69,15 @@ static struct span local_host(const struct session *s, char *out)
     return (struct span){out, (uint32_t)n};
 }
 
+/* The request was read whole: read on for the next one, or for the client's disappearance. One that will send nothing more
+ * is not read while its answer may come soon (session_watch() does after a while): most are gone before. A body is
+ * read once a server takes it. */
+static void read_on(struct session *s)
+{
+    if (s->request.done && s->in_n == 0 && !s->client_eof && (s->keep_alive || s->state == SESSION_QUEUED))
+        conn_receive(&s->client, false);
+}
+
 /* w->head is parsed, head_bytes of the input are it. */
 bool request_start(struct session *s, uint32_t head_bytes)
 {
@@ -112,10 +121,8 @@ bool request_start(struct session *s, uint32_t head_bytes)
     if (w->retry_tokens > 100)
         w->retry_tokens = 100;
     request_dispatch(s);
-    /* Its end, the next request, or the client's disappearance. A body is read once a server takes it. */
     if (s->state == SESSION_EXCHANGE || s->state == SESSION_CONNECTING || s->state == SESSION_QUEUED)
-        if (s->request.done && s->in_n == 0 && !s->client_eof)
-            conn_receive(&s->client, false);
+        read_on(s);
     return s->state == SESSION_HEAD;
 }
 
@@ -180,8 +187,8 @@ void request_send(struct session *s)
     session_watch(s);
     if (!s->request.done)
         conn_receive(&s->client, true);
-    else if (s->in_n == 0 && !s->client_eof)
-        conn_receive(&s->client, false);
+    else
+        read_on(s);
 }
 
 /* More of the body arrived. */

@@ -24,6 +24,7 @@ static void response_done(struct session *s, struct upstream *up, uint32_t extra
         return;
     }
     s->state = SESSION_HEAD;
+    s->client.once = false;
     arm_timer(w, &s->timer, TIMER_KEEP_ALIVE, w->settings->timeout_http_keep_alive_ns);
     s->client.want_drained = s->in_n > 0;   /* the next pipelined request starts when this answer was sent */
     conn_flush(&s->client);

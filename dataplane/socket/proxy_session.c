@@ -127,8 +127,7 @@ void session_accepted(struct loop *loop, int fd, int error)
     s->avoid = NO_SERVER;
     conn_open(loop, &s->client, fd, &session_events);
     name_client(s, fd);
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    s->client.once = true;                  /* until it has shown that it sends more than one request */
     list_add(w, s);
     COUNT(w, connections_total, 1);
     COUNT(w, connections, 1);
@@ -280,6 +279,7 @@ void session_answer(struct session *s, unsigned status, char termination, enum o
         return;
     }
     s->state = SESSION_HEAD;
+    s->client.once = false;
     s->client.want_drained = s->in_n > 0;   /* the next request starts when that was sent */
     arm_timer(w, &s->timer, TIMER_KEEP_ALIVE, w->settings->timeout_http_keep_alive_ns);
     conn_flush(&s->client);
@@ -487,6 +487,8 @@ void session_watch(struct session *s)
         arm_timer(w, &up->timer, TIMER_SERVER, w->settings->timeout_server_ns);
     if (!client && s->client_eof && !s->head_sent)      /* half-closed, or gone? Only the answer, or a probe, will tell */
         arm_timer(w, &s->timer, TIMER_ABORT_PROBE, ABORT_PROBE_NS);
+    else if (!client && !s->client_eof && !s->client.receiving && s->in_n == 0)
+        arm_timer(w, &s->timer, TIMER_LOOK, LOOK_NS);
 }
 
 void session_expired(struct session *s, enum timer_kind kind)
@@ -510,6 +512,9 @@ void session_expired(struct session *s, enum timer_kind kind)
             session_answer(s, 408, 'c', OUTCOME_CLIENT_TIMEOUT);
         else
             session_abort(s, 'c', OUTCOME_CLIENT_TIMEOUT);
+        break;
+    case TIMER_LOOK:
+        conn_receive(&s->client, false);
         break;
     case TIMER_ABORT_PROBE:
         if (s->state != SESSION_EXCHANGE || s->head_sent)

@@ -17,6 +17,7 @@ enum timer_kind {
     TIMER_IDLE_UP,          /* a pooled server connection */
     TIMER_LINGER,           /* a closed client connection is read empty */
     TIMER_ABORT_PROBE,      /* the client's sending side is closed: is it still there? */
+    TIMER_LOOK,             /* the answer takes its time: is a client that will send nothing more still there? */
     TIMER_KINDS
 };
 
