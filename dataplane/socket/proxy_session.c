@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static void list_add(struct worker_state *w, struct session *s)
@@ -219,6 +220,12 @@ static void begin_linger(struct session *s)
     conn_receive(&s->client, false);
 }
 
+static bool has_unread(const struct conn *c)
+{
+    int n = 0;
+    return !conn_is_quiet(c) || (!c->receiving && ioctl(c->fd, FIONREAD, &n) == 0 && n > 0);
+}
+
 void session_finish(struct session *s)
 {
     struct worker_state *w = s->worker;
@@ -232,7 +239,7 @@ void session_finish(struct session *s)
         s->client.want_drained = false;
     }
     /* Closing with unread bytes would send a reset, and a reset can overtake the answer. */
-    if (!s->client_eof && (s->in_n || !s->request.done))
+    if (!s->client_eof && (s->in_n || !s->request.done || has_unread(&s->client)))
         begin_linger(s);
     else
         session_close(s, false);

@@ -79,3 +79,20 @@ def test_what_follows_a_request_that_closes_is_read_and_thrown_away(start_origin
             s.shutdown(socket.SHUT_WR)
             assert read_all(s).partition(b"\r\n\r\n")[2] == b"y" * 50_000
     assert all(b"/next" not in head for head in origin.received)
+
+
+def test_bytes_that_come_while_the_last_answer_is_awaited_do_not_destroy_it(start_origin, start_balancer, io):
+    def handle(connection, origin):
+        origin.request(connection)
+        time.sleep(0.02)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"y" * 500_000)
+
+    origin = start_origin(handle)
+    balancer = start_balancer([origin.port], io=io)
+    for _ in range(10):
+        with balancer.connect() as s:
+            s.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            time.sleep(0.005)
+            s.sendall(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(0.05)  # the balancer is done with it by now
+            assert len(read_all(s).partition(b"\r\n\r\n")[2]) == 500_000
