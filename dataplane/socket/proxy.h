@@ -5,7 +5,8 @@
  * A session is one client connection; in http mode it carries one exchange (request and answer) at a time. An upstream is one
  * connection to a server; it belongs to one session, or waits in its server's pool for the next.
  *
- *     proxy_session.c   accept, input of the client, errors answered here, the end
+ *     proxy_accept.c    clients come in, within the limits
+ *     proxy_session.c   input of the client, errors answered here, the end
  *     proxy_request.c   request heads and bodies, to the server
  *     proxy_response.c  answers, back to the client
  *     proxy_body.c      bodies in either direction: lengths, chunks, until close
@@ -205,11 +206,12 @@ static inline struct upstream *upstream_of(struct conn *c) { return (struct upst
 /* Not to be sent more for now. When it is not, there is room for three segments. */
 static inline bool backlogged(const struct conn *c) { return c->out_bytes >= BACKLOG_BYTES || c->out_n > OUT_SEGMENTS - 3; }
 
-/* proxy_session.c */
-extern const struct conn_events session_events;
+/* proxy_accept.c */
 void session_accepted(struct loop *loop, int fd, int error);
 void session_limit_changed(struct worker_state *w);
 void session_accept_again(struct worker_state *w);              /* if accepting is paused and another client may come in */
+/* proxy_session.c */
+extern const struct conn_events session_events;
 void session_pump(struct session *s);                           /* parse and start what has arrived */
 bool session_keep_input(struct session *s, struct buffer *buffer, char *at, uint32_t n);
 void session_drop_input(struct session *s);
