@@ -36,7 +36,7 @@ def outcomes(service, slot: int) -> dict[str, int]:
 
 
 def settle(service) -> None:
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 15
     while service.in_flight() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert service.in_flight() == 0
