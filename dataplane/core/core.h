@@ -17,6 +17,8 @@ struct flow_key {
     uint64_t hash;                  /* of what keeps a flow in its place (client address and port, say): rule maglev */
     float    load;                  /* estimated load: rule classic */
     uint32_t avoid;                 /* a server that just failed this flow, or NO_SERVER */
+    uint32_t n_failed;              /* servers that failed it before that one … */
+    uint32_t failed[3];             /* … looked at only when avoid is one */
 };
 
 /* The auction's result. server is NO_SERVER when nobody may take the flow. */

@@ -65,15 +65,23 @@ struct award auction(struct balancer *b, const int32_t *key)
     return award;
 }
 
-/* Without the server that just failed this flow, if another may take it. */
+/* Without the servers that failed this flow, if another may take it. */
 static struct award dispatch_avoiding(struct balancer *b, struct book *k, const struct flow_key *key)
 {
-    uint32_t i = key->avoid, limit = b->limit[i], n = word_in_flight(b, i);
-    b->limit[i] = 0;
-    k->rule->rekey(b, k, i, n);
+    uint32_t servers[4] = { key->avoid }, limits[4], n = 1;
+    for (uint32_t i = 0; i < key->n_failed && i < 3; i++)
+        if (key->failed[i] < b->n_slots)
+            servers[n++] = key->failed[i];
+    for (uint32_t i = 0; i < n; i++) {
+        limits[i] = b->limit[servers[i]];
+        b->limit[servers[i]] = 0;
+        k->rule->rekey(b, k, servers[i], word_in_flight(b, servers[i]));
+    }
     struct award award = k->rule->dispatch(b, k, key);
-    b->limit[i] = limit;
-    k->rule->rekey(b, k, i, n);
+    for (uint32_t i = n; i-- > 0;) {        /* backwards: one that stands there twice gets its own limit back */
+        b->limit[servers[i]] = limits[i];
+        k->rule->rekey(b, k, servers[i], word_in_flight(b, servers[i]));
+    }
     return award.server == NO_SERVER ? k->rule->dispatch(b, k, key) : award;
 }
 

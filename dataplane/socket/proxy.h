@@ -83,7 +83,8 @@ struct session {
     uint32_t backlog_then;                  /* unsent bytes when the client's timer ran out last */
     float    bid, price;
     uint32_t rule;
-    uint32_t avoid;
+    uint16_t failed[4];                     /* servers that failed this request, the last first */
+    uint8_t  n_failed;
     uint8_t  client_address[16];
     char     client_text[CLIENT_TEXT];
     uint8_t  client_text_n;

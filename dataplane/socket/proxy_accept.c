@@ -116,7 +116,6 @@ void session_accepted(struct loop *loop, int fd, int error)
     memset(s, 0, sizeof *s);
     s->worker = w;
     s->flow.server = NO_SERVER;
-    s->avoid = NO_SERVER;
     conn_open(loop, &s->client, fd, &session_events);
     name_client(s, fd);
     s->client.once = true;                  /* until it has shown that it sends more than one request */

@@ -88,7 +88,7 @@ bool request_start(struct session *s, uint32_t head_bytes)
     s->upgrade = head->upgrade_websocket;
     s->probed = s->request_begun = false;
     s->replayable = (head->method == HTTP_GET || head->method == HTTP_HEAD || head->method == HTTP_OPTIONS) && head->framing == FRAME_NONE;
-    s->avoid = NO_SERVER;
+    s->n_failed = 0;
     s->bytes_in = head_bytes;
     if (s->upgrade) {
         s->key_n = (uint8_t)(head->websocket_key.n < sizeof s->websocket_key ? head->websocket_key.n : sizeof s->websocket_key);
@@ -133,7 +133,9 @@ void request_dispatch(struct session *s)
         queue_add(s);                       /* behind those that wait already */
         return;
     }
-    struct flow_key key = {.hash = key_hash(s), .load = 1.0f, .avoid = s->avoid};
+    struct flow_key key = {.hash = key_hash(s), .load = 1.0f, .avoid = s->n_failed ? s->failed[0] : NO_SERVER};
+    for (uint32_t i = 1; i < s->n_failed; i++)
+        key.failed[key.n_failed++] = s->failed[i];
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {
         if (award.full && s->state != SESSION_QUEUED)

@@ -161,7 +161,9 @@ void upstream_failed(struct session *s, enum outcome outcome, unsigned status, c
         if (w->retry_tokens >= cost) {
             w->retry_tokens -= cost;
             COUNT(w, retries, 1);
-            s->avoid = s->flow.server;
+            memmove(s->failed + 1, s->failed, sizeof s->failed - sizeof s->failed[0]);
+            s->failed[0] = (uint16_t)s->flow.server;
+            s->n_failed = s->n_failed < 4 ? (uint8_t)(s->n_failed + 1) : 4;
             flow_retry(w->balancer, &s->flow, w->now_ns, outcome);
             w->freed = true;
             if (up)

@@ -323,6 +323,18 @@ def test_a_request_is_tried_elsewhere_when_connecting_fails(start_origin, start_
         ).startswith(b"HTTP/1.1 200 ")
 
 
+def test_one_server_that_lives_among_three_dead_answers_all(start_origin, start_balancer, io):
+    dead = []
+    for _ in range(3):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            dead.append(listener.getsockname()[1])
+    origin = start_origin(answer())
+    balancer = start_balancer([*dead, origin.port], io=io)
+    for _ in range(20):
+        reply = balancer.exchange(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert reply.startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_get_is_sent_once_more_when_the_server_closes_and_a_post_never(start_origin, start_balancer, io):
     closing = start_origin(raw(b""))
     balancer = start_balancer([closing.port], io=io)
