@@ -14,8 +14,8 @@
 #define BUFFER_HEADROOM 512
 #define BUFFER_SMALL_READ 16384
 #define BUFFER_SMALL_BYTES 20480             /* room for a whole rewritten head, HTTP_HEAD_MAX + 1024, too */
-#define BUFFER_BULK_READ 65536
-#define BUFFER_BULK_BYTES 69632
+#define BUFFER_BULK_READ 32768
+#define BUFFER_BULK_BYTES 36864
 
 enum buffer_size { BUFFER_SMALL = 0, BUFFER_BULK = 1, BUFFER_SIZES = 2 };
 

@@ -25,7 +25,7 @@
 
 #include <stdatomic.h>
 
-#define BACKLOG_BYTES 65536                 /* unsent bytes towards one peer above which the other side is not read */
+#define BACKLOG_BYTES 32768                 /* unsent bytes towards one peer above which the other side is not read */
 #define CLIENT_TEXT 46                      /* an IPv6 address as text */
 
 enum session_state {
