@@ -7,7 +7,7 @@ C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/de
 
 # What a fresh Debian lacks, and what the tests run against.
 APT_BASE := gcc libc6-dev python3-dev python3-venv liburing-dev
-APT_TEST := clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
+APT_TEST := apache2 clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
 
 .PHONY: run test test-rl lint bench fuzz build clean help
 .DEFAULT_GOAL := help
@@ -66,7 +66,7 @@ $(VENV)/.base: pyproject.toml setup.py
 $(VENV)/.dev: $(VENV)/.base
 	$(call apt_install,$(APT_TEST),tests that need them are skipped)
 	@echo 'installing the test tools into $(VENV)'
-	@$(PIP) --no-build-isolation -e '.[dev,testbed]'
+	@$(PIP) --no-build-isolation -e '.[dev,testbed,envoy]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.base $(C_SRC)
