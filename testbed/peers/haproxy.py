@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from testbed.peers.peer import Peer, Server
+from testbed.peers.peer import Health, Peer, Server
 from testbed.processes import free_port
 
 
@@ -17,7 +17,10 @@ def program() -> str | None:
     return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 
 
-def configuration(port: int, servers: Sequence[Server], *, mode: str, balance: str) -> str:
+def configuration(
+    port: int, servers: Sequence[Server], *, mode: str, balance: str, health: Health | None = None
+) -> str:
+    """health: None: a request is sent once, so that what the server did is what the client sees."""
     lines = [
         "global",
         "    nbthread 1",
@@ -30,13 +33,20 @@ def configuration(port: int, servers: Sequence[Server], *, mode: str, balance: s
         "    timeout server 60s",
         "    timeout queue 60s",
         "    timeout http-keep-alive 60s",
-        "    retries 0",  # a request is sent once: what the server did is what the client sees
+        *(["    retries 3", "    option redispatch 1"] if health else ["    retries 0"]),
         "listen service",
         f"    bind 127.0.0.1:{port} backlog 4096",
         f"    balance {balance}",
     ]
     if mode == "http":
         lines.append("    http-reuse always")
+        if health:
+            lines.append("    retry-on conn-failure empty-response")
+    if health:
+        lines += [
+            f"    option httpchk GET {health.path}",
+            f"    default-server check inter {health.inter_s * 1e3:.0f} fall {health.fall} rise {health.rise}",
+        ]
     for i, server in enumerate(servers, 1):
         told = f" weight {server.weight}" if server.weight else ""
         told += f" maxconn {server.maxconn}" if server.maxconn else ""
@@ -51,6 +61,7 @@ def start(
     balance: str = "leastconn",
     name: str | None = None,
     cpu: int | None = None,
+    health: Health | None = None,
 ) -> Peer:
     """balance: HAProxy's own word: leastconn, roundrobin, random, …"""
     found = program()
@@ -58,5 +69,5 @@ def start(
         raise FileNotFoundError("haproxy is not installed (Debian: apt-get install haproxy)")
     peer = Peer(name or f"haproxy {mode} {balance}", free_port())
     path = peer.folder / "haproxy.cfg"
-    path.write_text(configuration(peer.port, servers, mode=mode, balance=balance))
+    path.write_text(configuration(peer.port, servers, mode=mode, balance=balance, health=health))
     return peer.start([found, "-db", "-f", str(path)], cpu=cpu)

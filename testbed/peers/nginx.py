@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.peers.peer import Peer, Server
+from testbed.peers.peer import Health, Peer, Server
 from testbed.processes import free_port
 
 _STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # where Debian's libnginx-mod-stream puts it
@@ -44,26 +44,33 @@ def has_stream() -> bool:
     return is_installed() and _STREAM_MODULE.exists()
 
 
-def configuration(port: int, servers: Sequence[Server], *, mode: str, balance: str) -> str:
-    """balance: a directive of nginx's upstream block, like least_conn; empty: its weighted round robin."""
+def configuration(
+    port: int, servers: Sequence[Server], *, mode: str, balance: str, health: Health | None = None
+) -> str:
+    """balance: a directive of nginx's upstream block, like least_conn; empty: its weighted round robin.
+
+    The nginx that one need not pay for asks no server how it is. With health it marks one down after a failed
+    connection (its defaults) and sends the request to the next; without, a request is sent once.
+    """
+    fails = "" if health else " max_fails=0"
     rule = f"{balance};" if balance else ""
     lines = []
     for server in servers:
         told = f" weight={server.weight}" if server.weight else ""
         told += f" max_conns={server.maxconn}" if server.maxconn else ""
-        lines.append(f"server {server.address}{told} max_fails=0;")
+        lines.append(f"server {server.address}{told}{fails};")
     group = " ".join(lines)
     if mode == "tcp":
         main = _MAIN.format(modules=f"load_module {_STREAM_MODULE};\n", user=_user())
         return (
             f"{main}stream {{\n    tcp_nodelay on;\n    upstream service {{ {rule} {group} }}\n"
             f"    server {{ listen 127.0.0.1:{port} backlog=4096; proxy_pass service;"
-            " proxy_connect_timeout 1s; proxy_timeout 3600s; }\n}\n"
+            f" proxy_next_upstream {'on' if health else 'off'}; proxy_connect_timeout 1s; proxy_timeout 3600s; }}\n}}\n"
         )
     body = f"""\
     proxy_http_version 1.1;
     proxy_set_header Connection "";
-    proxy_next_upstream off;
+    proxy_next_upstream {"error timeout" if health else "off"};
     proxy_connect_timeout 1s;
     proxy_read_timeout 60s;
     proxy_max_temp_file_size 0;
@@ -80,9 +87,10 @@ def start(
     balance: str = "least_conn",
     name: str | None = None,
     cpu: int | None = None,
+    health: Health | None = None,
 ) -> Peer:
     peer = Peer(name or f"nginx {mode} {balance}", free_port())
-    return _start(peer, configuration(peer.port, servers, mode=mode, balance=balance), cpu)
+    return _start(peer, configuration(peer.port, servers, mode=mode, balance=balance, health=health), cpu)
 
 
 def start_origin(*, cpu: int | None = None) -> Peer:

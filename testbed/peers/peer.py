@@ -13,6 +13,8 @@ from typing import Self
 
 from testbed.processes import Child, accepts, process_tree
 
+_CONFIGURATIONS = (".cfg", ".conf", ".json", ".yaml")
+
 
 @dataclass(frozen=True)
 class Server:
@@ -21,6 +23,17 @@ class Server:
     address: str
     weight: int = 0
     maxconn: int = 0
+
+
+@dataclass(frozen=True)
+class Health:
+    """How servers are checked, and that a request whose connection failed may go to another server: the same wish to
+    every balancer, in its own words."""
+
+    path: str = "/health"
+    inter_s: float = 1.0
+    fall: int = 2
+    rise: int = 2
 
 
 class Peer:
@@ -54,6 +67,11 @@ class Peer:
             self.stop()
             raise
         return self
+
+    @property
+    def configuration(self) -> str:
+        """The configuration as it was written."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.*")) if path.suffix in _CONFIGURATIONS)
 
     def stop(self) -> None:
         if self.child is not None:
