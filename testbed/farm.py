@@ -144,8 +144,17 @@ class Farm:
             self._call(spec, "/reset", b"")
 
     def stats(self) -> list[dict[str, Any]]:
-        """Ground truth of every backend, in order."""
-        return [self._call(spec, "/stats", None) for spec in self.specs]
+        """Ground truth of every backend, in order; of one that was killed only its name, `up` (False) and no work."""
+        return [self._stats(spec) for spec in self.specs]
+
+    def _stats(self, spec: Spec) -> dict[str, Any]:
+        try:
+            return {"up": True, **self._call(spec, "/stats", None)}
+        except OSError:
+            child = self._children[self._group_of(spec.name)]
+            if child is not None and child.is_alive:
+                raise
+            return {"name": spec.name, "up": False, "busy": 0, "queued": 0, "workers": spec.workers}
 
     def await_idle(self, timeout_s: float = 30.0) -> bool:
         """Wait until no backend has work; False when that takes too long."""

@@ -43,7 +43,7 @@ def page(title: str, sections: Sequence[tuple[str, str]], meta: Mapping[str, Any
 
 
 def _plotly_script() -> str:
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
     text: str = get_plotlyjs()
     return text.replace("</script", "<\\/script")

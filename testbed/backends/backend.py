@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import random
+import time
 from dataclasses import asdict, dataclass
 from urllib.parse import parse_qs
 
@@ -27,6 +29,7 @@ from aiohttp import web
 from testbed.backends.faults import Fault, parse_fault
 from testbed.backends.station import QueueFull, Station
 from testbed.demand import parse_demand
+from testbed.processes import rss_bytes
 
 KEEP_ALIVE_S = 3600.0  # longer than any balancer's, so that the balancer decides when a connection closes
 MAX_BODY_BYTES = 64 << 20
@@ -249,6 +252,9 @@ class Backend:
             "service_ms": totals.service_s * 1e3,
             "wait_ms": totals.wait_s * 1e3,
             "fault": self.fault.kind,
+            "pid": os.getpid(),  # CPU and memory are the process's: backends may share one
+            "cpu_s": time.process_time(),
+            "memory": rss_bytes([os.getpid()]),
         }
 
 
