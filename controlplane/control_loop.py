@@ -105,7 +105,7 @@ class ControlLoop:
     ) -> None:
         self.segment, self.service, self.interval = segment, service, interval
         self.reserve = reserve
-        self.observer = Observer(segment, interval, balancers, objective)
+        self.observer = Observer(segment, interval, balancers, objective, reserve)
         self.chosen = Chosen(policy)
         self.history: deque[Spec] = deque(maxlen=HISTORY)
         self.counts = Counts()

@@ -13,7 +13,7 @@ import numpy as np
 
 from controlplane.policy import ClassicParameters, Directive, Ids
 from dataplane.core import alias_table, maglev_table
-from shm_layout.layout import CLASSIC_SERVER, CURVE_POINTS, NAME_BYTES, RULES
+from shm_layout.layout import CLASSIC_SERVER, CURVE_POINTS, NAME_BYTES, ROUTES_MAX, RULES, SLA_CLASSES
 from shm_layout.payload import DirectiveData
 
 # Bids are written as 32-bit floats: greater ones than this become it.
@@ -44,12 +44,27 @@ def check(directive: Directive, n_servers: int) -> None:
         _check_array("curves", directive.curves, (n_servers, CURVE_POINTS))
         if (np.diff(directive.curves, axis=1) < 0).any():
             raise DirectiveError("curves: a bid falls as flows in flight grow")
+    _check_reserve(directive)
     if not 0 <= directive.choices <= 2**32 - 1:
         raise DirectiveError(f"choices: {directive.choices}")
     if directive.rule == "classic":
         if directive.classic is None:
             raise DirectiveError("rule classic: its parameters are needed")
         _check_classic(directive.classic, n_servers)
+
+
+def _check_reserve(directive: Directive) -> None:
+    if directive.reserve is not None:
+        if directive.rule not in ("bids", "classic"):
+            raise DirectiveError(f"rule {directive.rule}: has no bids that a reserve could be compared with")
+        _check_array("reserve", directive.reserve, (CURVE_POINTS,))
+        if (np.diff(directive.reserve) < 0).any():
+            raise DirectiveError("reserve: it falls as waiting flows grow in number")
+    _check_array("sla_reserve", np.asarray(directive.sla_reserve), (len(SLA_CLASSES),))
+    if directive.loads is not None:
+        _check_array("loads", directive.loads, np.shape(directive.loads)[:1])
+        if not 0 < len(directive.loads) <= ROUTES_MAX + 1 or not (directive.loads > 0).all():
+            raise DirectiveError(f"loads: expected 1 … {ROUTES_MAX + 1} numbers above 0")
 
 
 def _check_array(name: str, values: Any, shape: tuple[int, ...]) -> None:
@@ -69,7 +84,9 @@ def _check_classic(classic: ClassicParameters, n_servers: int) -> None:
         raise DirectiveError("classic capacity: not above 0")
     if (np.asarray(classic.target_load_ratio) > 1).any():
         raise DirectiveError("classic target_load_ratio: above 1")
-    for name in ("noise", "reserve"):
+    if classic.shapley is not None:
+        _check_array("classic shapley", classic.shapley, (n_servers,))
+    for name in ("noise", "reserve", "coalition_above", "coalition_below"):
         if not (math.isfinite(getattr(classic, name)) and getattr(classic, name) >= 0):
             raise DirectiveError(f"classic {name}: {getattr(classic, name)}")
 
@@ -100,8 +117,14 @@ def to_data(directive: Directive, ids: Ids, *, table_room: int, policy: str, **h
         data.choices = min(directive.choices, len(ids))
     elif directive.rule == "classic" and directive.classic is not None:
         rows = np.zeros(len(ids), dtype=CLASSIC_SERVER)
-        for name in CLASSIC_SERVER.names or ():
+        for name in ("capacity", "sensitivity", "risk_aversion", "target_load_ratio", "neural", "coalition"):
             rows[name] = getattr(directive.classic, name)
+        rows["shapley"] = 1.0 if directive.classic.shapley is None else directive.classic.shapley
         data.classic = rows
-        data.classic_noise, data.classic_reserve = directive.classic.noise, directive.classic.reserve
+        classic = directive.classic
+        data.classic_noise, data.classic_reserve = classic.noise, classic.reserve
+        data.coalition_above, data.coalition_below = classic.coalition_above, classic.coalition_below
+    if directive.reserve is not None:
+        data.reserve = np.minimum(directive.reserve, BID_MAX)
+    data.sla_reserve, data.loads = np.minimum(directive.sla_reserve, BID_MAX), directive.loads
     return data

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from controlplane.policy import CURVE_N, Floats, Ids, Observation, Profile
 from shm_layout._segment import ffi, lib
-from shm_layout.layout import HISTOGRAM_BUCKETS, SERVER_HEALTH, SERVER_STATES
+from shm_layout.layout import FLOW_RECORD, HISTOGRAM_BUCKETS, SERVER_HEALTH, SERVER_STATES
 from shm_layout.mapping import check_return
 from shm_layout.segment import Segment
 
@@ -35,14 +35,25 @@ class Table:
     active: NDArray[np.bool_]
     weight: Floats
     maxconn: Floats
+    capacity: Floats
+    coalition: Floats
+    route_loads: Floats  # (routes + 1,) 0: to be learned
 
 
 class Observer:
     """Makes observations of one segment."""
 
-    def __init__(self, segment: Segment, interval: float = 0.2, balancers: int = 1, objective: str = "mean") -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        interval: float = 0.2,
+        balancers: int = 1,
+        objective: str = "mean",
+        reserve: str = "off",
+    ) -> None:
         self.segment = segment
-        self.interval, self.balancers, self.objective = interval, balancers, objective
+        self.interval, self.balancers, self.objective, self.reserve = interval, balancers, objective, reserve
+        self._cursors: dict[int, int] = {}  # of the flow records read, by worker
         self._table: Table | None = None
 
     def table(self) -> Table:
@@ -67,6 +78,9 @@ class Observer:
                 first if first.any() else up,
                 servers["weight"].astype(np.float64),
                 np.where(maxconn > 0, maxconn, np.inf),
+                servers["capacity"].astype(np.float64),
+                servers["coalition"].astype(np.float64),
+                np.append(0.0, view.head["routes"]["load"][: view.head["n_routes"]].astype(np.float64)),
             )
         return self._table
 
@@ -115,6 +129,14 @@ class Observer:
             fct_sum=stats["fct_sum_ns"] * 1e-9,
             auctions_won=stats["auctions_won"].astype(np.float64),
             bid_sum=stats["bid_sum"].astype(np.float64),
+            reserve=self.reserve,
+            waiting=float(self.segment.read_workers()["queued"].sum()),
+            priced=stats["priced"].astype(np.float64),
+            margin_sum=stats["margin_sum"].astype(np.float64),
+            capacity=table.capacity,
+            coalition=table.coalition,
+            route_loads=table.route_loads,
+            read_records=self._records,
             read_features=self._features,
             read_histogram=_histogram_reader(stats),
         )
@@ -130,6 +152,19 @@ class Observer:
         from shm_layout.features import read_features
 
         return read_features(self.segment, self.table().ids).values
+
+    def _records(self) -> NDArray[np.void]:
+        """Return the flow records written since the last call, of dtype FLOW_RECORD; the first call returns none."""
+        found = []
+        for worker in range(len(self.segment.read_workers())):
+            cursor = self._cursors.get(worker)
+            if cursor is None:
+                self._cursors[worker] = int(self.segment.read_workers()["ring_head"][worker])
+                continue
+            read = self.segment.read_records(worker, cursor)
+            self._cursors[worker] = read.cursor
+            found.append(read.records)
+        return np.concatenate(found) if found else np.empty(0, dtype=FLOW_RECORD)
 
 
 def _histogram_reader(stats: NDArray[np.void]) -> Callable[[], Floats]:

@@ -84,6 +84,16 @@ class Observation:
     fct_sum: Floats  # (servers,) over flows closed OK or 5xx
     auctions_won: Floats  # (servers,)
     bid_sum: Floats  # (servers,) of the winning bids
+    reserve: str = "off"  # "off", "classic" or "learned": whether, and how, flows are held back
+    waiting: float = 0.0  # flows held or queued now, over all workers
+    priced: Floats | None = None  # (servers,) auctions won against another bid
+    margin_sum: Floats | None = None  # (servers,) second price minus winning bid, over these
+    capacity: Floats | None = None  # (servers,) as configured for the classic rule; 0: to be learned
+    coalition: Floats | None = None  # (servers,) as configured; 0: of none
+    route_loads: Floats | None = None  # (routes + 1,) as configured; 0: to be learned
+    read_records: Callable[[], NDArray[np.void]] | None = field(
+        default=None, repr=False
+    )  # flows finished since last asked
     read_features: Callable[[], Floats] | None = field(default=None, repr=False)
     read_histogram: Callable[[], Floats] | None = field(default=None, repr=False)
 
@@ -126,6 +136,9 @@ class ClassicParameters:
     coalition: Floats
     noise: float = 0.0
     reserve: float = 0.0
+    shapley: Floats | None = None  # hand-offs draw lots in this ratio; None: evenly
+    coalition_above: float = 0.0  # load ratio above which a winner looks for partners …
+    coalition_below: float = 0.0  # … that have a lower one than this; above = 0: no hand-offs
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,9 @@ class Directive:
     curves: Floats | None = None  # (servers, CURVE_POINTS): rule bids
     choices: int = 0  # bids: servers sampled for one auction; 0: all bid
     classic: ClassicParameters | None = None
+    reserve: Floats | None = None  # (CURVE_POINTS,) by flows waiting: a flow whose lowest bid is above it waits too
+    sla_reserve: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor on it for gold, silver, bronze
+    loads: Floats | None = None  # (routes + 1,) estimated load of a flow by route, > 0
     fitted: Mapping[str, Floats] = field(default_factory=dict)  # (servers,) each: what `vickrey policy show` prints
 
 

@@ -25,6 +25,7 @@ except ImportError as error:
 
 NO_SERVER: int = lib.NO_SERVER
 OUTCOME_OK: int = lib.OUTCOME_OK
+SLA_SILVER: int = lib.SLA_SILVER
 
 
 def maglev_table(weights: ArrayLike, ids: ArrayLike, size: int) -> NDArray[np.uint32]:
@@ -74,6 +75,9 @@ class Award(NamedTuple):
     above_reserve: bool
     bid: float
     price: float
+    held: bool = False
+    handoff: bool = False
+    load: float = 0.0
 
 
 class Balancer:
@@ -97,12 +101,32 @@ class Balancer:
         """Adopt what was published; True when the settings changed."""
         return bool(lib.balancer_refresh(self.c, now_ns))
 
-    def dispatch(self, now_ns: int = 0, *, hash: int = 0, load: float = 1.0, avoid: int = NO_SERVER) -> Award:
-        """Hold one auction."""
-        a = lib.balancer_dispatch(
-            self.c, ffi.new("struct flow_key *", {"hash": hash, "load": load, "avoid": avoid}), now_ns
+    def dispatch(
+        self,
+        now_ns: int = 0,
+        *,
+        hash: int = 0,
+        load: float = 1.0,
+        avoid: int = NO_SERVER,
+        route: int = 0,
+        sla: int = SLA_SILVER,
+        waiting: int = 0,
+        unheld: bool = False,
+    ) -> Award:
+        """Hold one auction; arguments as in struct flow_key."""
+        key = {
+            "hash": hash,
+            "load": load,
+            "avoid": avoid,
+            "route": route,
+            "sla": sla,
+            "waiting": waiting,
+            "unheld": unheld,
+        }
+        a = lib.balancer_dispatch(self.c, ffi.new("struct flow_key *", key), now_ns)
+        return Award(
+            a.server, bool(a.full), a.rule, bool(a.above_reserve), a.bid, a.price, bool(a.held), bool(a.handoff), a.load
         )
-        return Award(a.server, bool(a.full), a.rule, bool(a.above_reserve), a.bid, a.price)
 
     def open(self, server: int, now_ns: int = 0, *, load: float = 1.0, opened_ns: int | None = None) -> Any:
         """Open a flow on a server and return it."""

@@ -32,7 +32,7 @@ static bool server_entry_is_valid(const struct server_entry *s)
 {
     return s->state <= SERVER_MAINT && s->health <= HEALTH_EJECTED && s->weight <= 256u && s->backup <= 1u &&
            s->address_bytes <= ADDRESS_BYTES && s->slowstart_ns <= TIMEOUT_LIMIT_NS && ends_in_nul(s->name) &&
-           (s->id == 0) == (s->state == SERVER_FREE);
+           (s->id == 0) == (s->state == SERVER_FREE) && is_amount(s->capacity);
 }
 
 static bool settings_are_valid(const struct settings *s)
@@ -47,6 +47,11 @@ static bool settings_are_valid(const struct settings *s)
     for (uint32_t i = 0; i < s->n_trusted; i++)
         if (s->trusted[i].prefix_bits > 128u)
             return false;
+    for (uint32_t i = 0; i < s->n_routes; i++)
+        if (s->routes[i].prefix_bytes > PREFIX_BYTES || s->routes[i].sla >= SLA_CLASSES || !is_amount(s->routes[i].load))
+            return false;
+    if (s->sla_default >= SLA_CLASSES || s->sla_header_bytes > HEADER_BYTES)
+        return false;
     return s->fallback_rule < RULES && s->fallback_curve <= FALLBACK_GSED && s->fallback_choices <= SERVERS_LIMIT &&
            s->retry_budget_percent <= 100u && s->log_targets <= 1u && s->accepting <= 1u;
 }
@@ -57,7 +62,7 @@ int segment_check_settings(const void *payload, uint64_t length, uint32_t max_se
     const struct server_entry *servers = (const struct server_entry *)(const void *)(s + 1);
     if (((uintptr_t)payload & 7u) != 0 || length < sizeof *s)
         return refuse(reason, REJECT_BOUNDS);
-    if (s->n_slots > max_servers || s->n_slots > SERVERS_LIMIT || s->n_trusted > TRUSTED_MAX ||
+    if (s->n_slots > max_servers || s->n_slots > SERVERS_LIMIT || s->n_trusted > TRUSTED_MAX || s->n_routes > ROUTES_MAX ||
         length != sizeof *s + s->n_slots * (uint64_t)sizeof *servers)
         return refuse(reason, REJECT_BOUNDS);
     if (!settings_are_valid(s))
@@ -115,7 +120,7 @@ static bool classic_is_valid(const struct classic_server *c, uint64_t id)
 {
     return is_amount(c->capacity) && (c->capacity > 0.0f || id == 0) && is_amount(c->sensitivity) &&
            is_amount(c->risk_aversion) && is_amount(c->target_load_ratio) && c->target_load_ratio <= 1.0f &&
-           is_amount(c->neural);
+           is_amount(c->neural) && is_amount(c->shapley);
 }
 
 /* Does the directive bring what its rule reads? */
@@ -147,16 +152,30 @@ int segment_check_directive(const void *payload, uint64_t length, uint32_t max_s
         !array_is_inside(length, d->off_curves, n, CURVE_POINTS * sizeof(float)) ||
         !array_is_inside(length, d->off_alias_keep, n, 4) || !array_is_inside(length, d->off_alias_other, n, 4) ||
         !array_is_inside(length, d->off_table, d->table_slots, 4) ||
-        !array_is_inside(length, d->off_classic, n, sizeof(struct classic_server)))
+        !array_is_inside(length, d->off_classic, n, sizeof(struct classic_server)) ||
+        !array_is_inside(length, d->off_reserve, CURVE_POINTS, sizeof(float)) || d->n_routes > ROUTES_MAX + 1u ||
+        !array_is_inside(length, d->off_loads, d->n_routes, sizeof(float)))
         return refuse(reason, REJECT_BOUNDS);
-    if (d->off_ids == 0 || (d->off_table == 0 && d->table_slots != 0))
+    if (d->off_ids == 0 || (d->off_table == 0 && d->table_slots != 0) || (d->off_loads == 0 && d->n_routes != 0))
         return refuse(reason, REJECT_BOUNDS);
     if (d->rule >= RULES || !ends_in_nul(d->policy) || d->choices > SERVERS_LIMIT || d->enforcing_percent > 100u ||
-        !is_amount(d->classic_noise) || !is_amount(d->classic_reserve))
+        !is_amount(d->classic_noise) || !is_amount(d->classic_reserve) || !is_amount(d->coalition_above) ||
+        !is_amount(d->coalition_below))
         return refuse(reason, REJECT_VALUE);
     if (!rule_is_fed(d))
         return refuse(reason, REJECT_BOUNDS);
 
+    for (uint32_t c = 0; c < SLA_CLASSES; c++)
+        if (!is_amount(d->sla_reserve[c]))
+            return refuse(reason, REJECT_VALUE);
+    if (d->off_reserve != 0 && !curve_is_valid(array_at(d, d->off_reserve)))
+        return refuse(reason, REJECT_VALUE);
+    if (d->off_loads != 0) {
+        const float *loads = array_at(d, d->off_loads);
+        for (uint32_t i = 0; i < d->n_routes; i++)
+            if (!is_amount(loads[i]) || loads[i] <= 0.0f)
+                return refuse(reason, REJECT_VALUE);
+    }
     if (d->off_weights != 0 && !weights_are_valid(array_at(d, d->off_weights), n))
         return refuse(reason, REJECT_VALUE);
     if (d->off_curves != 0) {

@@ -25,6 +25,9 @@ NO_SERVER: Final[int] = lib.NO_SERVER
 NAME_BYTES: Final[int] = lib.NAME_BYTES
 ADDRESS_BYTES: Final[int] = lib.ADDRESS_BYTES
 TRUSTED_MAX: Final[int] = lib.TRUSTED_MAX
+ROUTES_MAX: Final[int] = lib.ROUTES_MAX
+PREFIX_BYTES: Final[int] = lib.PREFIX_BYTES
+HEADER_BYTES: Final[int] = lib.HEADER_BYTES
 METRIC_FCT: Final[int] = lib.METRIC_FCT
 METRIC_DURATION: Final[int] = lib.METRIC_DURATION
 
@@ -39,6 +42,7 @@ RULES: Final = names_of("rule_id", "RULE_")
 SERVER_STATES: Final = names_of("server_state", "SERVER_")
 SERVER_HEALTH: Final = names_of("server_health", "HEALTH_")
 OUTCOMES: Final = names_of("outcome", "OUTCOME_")
+SLA_CLASSES: Final = names_of("sla_class", "SLA_")
 REJECTS: Final = names_of("reject", "REJECT_")
 FALLBACK_CURVES: Final = names_of("fallback_curve", "FALLBACK_")
 

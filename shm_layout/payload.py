@@ -24,14 +24,18 @@ from shm_layout.layout import (
     CURVE_POINTS,
     DIRECTIVE,
     FALLBACK_CURVES,
+    HEADER_BYTES,
     NAME_BYTES,
+    PREFIX_BYTES,
     REJECTS,
+    ROUTES_MAX,
     RULES,
     SERVER_ENTRY,
     SERVER_HEALTH,
     SERVER_STATES,
     SERVERS_LIMIT,
     SETTINGS,
+    SLA_CLASSES,
     TRUSTED_MAX,
 )
 
@@ -55,9 +59,20 @@ class ServerData:
     backup: bool = False
     slowstart_begin_ns: int = 0
     slowstart_ns: int = 0
+    capacity: float = 0.0  # classic: load in flight at which it counts as full; 0: learned
+    coalition: int = 0  # 0: of none
 
 
 FREE_SERVER = ServerData(state="free", weight=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteData:
+    """Requests whose target begins with prefix."""
+
+    prefix: str
+    sla: str = "silver"
+    load: float = 0.0  # in mean flows; 0: learned
 
 
 @dataclass(slots=True)
@@ -77,6 +92,9 @@ class SettingsData:
     log_targets: bool = False
     accepting: bool = True
     trusted: Sequence[IPNetwork] = ()
+    routes: Sequence[RouteData] = ()
+    sla_default: str = "silver"
+    sla_header: str = ""  # in lower case; empty: none
     stale_after_ns: int = 3 * SECOND
     timeout_http_request_ns: int = 5 * SECOND
     timeout_http_keep_alive_ns: int = 60 * SECOND
@@ -93,7 +111,15 @@ class SettingsData:
         head = memory[: SETTINGS.itemsize].view(SETTINGS)[0]
         servers = memory[SETTINGS.itemsize :].view(SERVER_ENTRY)
         for name in (f.name for f in fields(self)):
-            if name not in ("servers", "trusted", "fallback_rule", "fallback_curve"):
+            if name not in (
+                "servers",
+                "trusted",
+                "routes",
+                "sla_default",
+                "sla_header",
+                "fallback_rule",
+                "fallback_curve",
+            ):
                 _store(head, name, getattr(self, name))
         head["n_slots"] = len(self.servers)
         head["fallback_rule"] = _index(RULES, self.fallback_rule, "fallback rule")
@@ -105,6 +131,7 @@ class SettingsData:
             mapped, prefix = pack_network(network)
             row["address"] = np.frombuffer(mapped, np.uint8)
             row["prefix_bits"] = prefix
+        _encode_classes(head, self)
         for row, server in zip(servers, self.servers, strict=True):
             _encode_server(row, server)
         payload = memory.tobytes()
@@ -127,12 +154,17 @@ class DirectiveData:
     enforcing_percent: int = 100
     classic_noise: float = 0.0
     classic_reserve: float = 0.0
+    coalition_above: float = 0.0  # 0: no hand-offs
+    coalition_below: float = 0.0
+    sla_reserve: ArrayLike = (1.0, 1.0, 1.0)  # by class
     weights: ArrayLike | None = None  # (servers,)
     curves: ArrayLike | None = None  # (servers, CURVE_POINTS)
     alias_keep: ArrayLike | None = None  # (servers,) uint32, in units of 2^-32
     alias_other: ArrayLike | None = None  # (servers,) slots
     table: ArrayLike | None = None  # (table_slots,) slots
     classic: NDArray[Any] | None = None  # (servers,) of dtype CLASSIC_SERVER
+    reserve: ArrayLike | None = None  # (CURVE_POINTS,) by flows waiting; None: no flow is held
+    loads: ArrayLike | None = None  # (routes + 1,) > 0
 
     def encode(self) -> NDArray[np.uint64]:
         """Return the payload as words; PayloadRejectedError when an array has not the shape that its rows ask for.
@@ -149,6 +181,8 @@ class DirectiveData:
             "off_alias_other": _array("alias_other", self.alias_other, np.uint32, (n,)),
             "off_table": _array("table", self.table, np.uint32, (-1,)),
             "off_classic": _array("classic", self.classic, CLASSIC_SERVER, (n,)),
+            "off_reserve": _array("reserve", self.reserve, np.float32, (CURVE_POINTS,)),
+            "off_loads": _array("loads", self.loads, np.float32, (-1,)),
         }
         offsets, end = {}, DIRECTIVE.itemsize
         for name, array in arrays.items():
@@ -165,10 +199,13 @@ class DirectiveData:
         for name in ("sequence", "issued_ns", "settings_version", "epoch", "choices", "enforcing_percent"):
             _store(head, name, getattr(self, name))
         with np.errstate(over="ignore"):  # becomes infinite, which the check refuses
-            head["classic_noise"], head["classic_reserve"] = self.classic_noise, self.classic_reserve
+            for name in ("classic_noise", "classic_reserve", "coalition_above", "coalition_below"):
+                head[name] = getattr(self, name)
+            head["sla_reserve"] = np.asarray(self.sla_reserve, dtype=np.float64)
         head["policy"] = _text("policy", self.policy)
         head["rule"] = _index(RULES, self.rule, "rule")
         head["n_servers"] = n
+        head["n_routes"] = 0 if arrays["off_loads"] is None else len(arrays["off_loads"])
         head["table_slots"] = 0 if arrays["off_table"] is None else len(arrays["off_table"])
         for name, offset in offsets.items():
             head[name] = offset
@@ -206,6 +243,8 @@ class DirectiveView:
     alias_other: NDArray[np.uint32] | None
     table: NDArray[np.uint32] | None
     classic: NDArray[np.void] | None
+    reserve: NDArray[np.float32] | None
+    loads: NDArray[np.float32] | None
 
     @property
     def rule(self) -> str:
@@ -262,6 +301,8 @@ def decode_directive(payload: NDArray[np.uint64], epoch: int) -> DirectiveView:
         alias_other=at("off_alias_other", np.uint32, n),
         table=at("off_table", np.uint32, int(head["table_slots"])),
         classic=at("off_classic", CLASSIC_SERVER, n),
+        reserve=at("off_reserve", np.float32, CURVE_POINTS),
+        loads=at("off_loads", np.float32, int(head["n_routes"])),
     )
 
 
@@ -304,8 +345,25 @@ def pack_network(network: IPNetwork) -> tuple[bytes, int]:
     return network.network_address.packed, network.prefixlen
 
 
+def _encode_classes(head: np.void, settings: SettingsData) -> None:
+    if len(settings.routes) > ROUTES_MAX:
+        raise PayloadRejectedError(f"{len(settings.routes)} routes, at most {ROUTES_MAX}", "bounds")
+    head["n_routes"] = len(settings.routes)
+    head["sla_default"] = _index(SLA_CLASSES, settings.sla_default, "SLA class")
+    header = settings.sla_header.encode()
+    if len(header) > HEADER_BYTES:
+        raise PayloadRejectedError(f"SLA header of {len(header)} bytes, at most {HEADER_BYTES}", "bounds")
+    head["sla_header"], head["sla_header_bytes"] = header, len(header)
+    for row, route in zip(head["routes"], settings.routes, strict=False):
+        prefix = route.prefix.encode()
+        if len(prefix) > PREFIX_BYTES:
+            raise PayloadRejectedError(f"route of {len(prefix)} bytes, at most {PREFIX_BYTES}", "bounds")
+        row["prefix"], row["prefix_bytes"], row["load"] = prefix, len(prefix), route.load
+        row["sla"] = _index(SLA_CLASSES, route.sla, "SLA class")
+
+
 def _encode_server(row: np.void, server: ServerData) -> None:
-    for name in ("id", "weight", "maxconn", "backup", "slowstart_begin_ns", "slowstart_ns"):
+    for name in ("id", "weight", "maxconn", "backup", "slowstart_begin_ns", "slowstart_ns", "capacity", "coalition"):
         _store(row, name, getattr(server, name))
     row["state"] = _index(SERVER_STATES, server.state, "server state")
     row["health"] = _index(SERVER_HEALTH, server.health, "server health")
@@ -316,7 +374,7 @@ def _encode_server(row: np.void, server: ServerData) -> None:
     row["address"][: len(server.address)] = np.frombuffer(server.address, np.uint8)
 
 
-def _store(record: np.void, name: str, value: int) -> None:
+def _store(record: np.void, name: str, value: float) -> None:
     try:
         record[name] = value
     except (OverflowError, ValueError) as error:
@@ -354,6 +412,7 @@ __all__ = [
     "FREE_SERVER",
     "DirectiveData",
     "DirectiveView",
+    "RouteData",
     "ServerData",
     "SettingsData",
     "SettingsView",

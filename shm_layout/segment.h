@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 /* cdef:begin  structs, integer constants and plain prototypes only: cffi reads this part too */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 /* A bid curve and an occupancy profile have the same bins: n = 0 … 63 one each, then four to an octave up to n = 65535. */
 #define CURVE_EXACT 64
@@ -37,6 +37,9 @@
 #define ADDRESS_BYTES 112
 #define TARGET_BYTES 128
 #define TRUSTED_MAX 16
+#define ROUTES_MAX 32
+#define PREFIX_BYTES 112
+#define HEADER_BYTES 64
 
 enum metric { METRIC_FCT = 0, METRIC_DURATION = 1, METRICS = 2 };
 
@@ -45,6 +48,9 @@ enum rule_id { RULE_MAGLEV = 0, RULE_ALIAS = 1, RULE_WRR = 2, RULE_BIDS = 3, RUL
 enum server_state { SERVER_FREE = 0, SERVER_READY = 1, SERVER_DRAIN = 2, SERVER_MAINT = 3 };
 
 enum server_health { HEALTH_UP = 0, HEALTH_DOWN = 1, HEALTH_EJECTED = 2 };
+
+/* How much a flow's delay matters. The order is that in which they leave the queue. */
+enum sla_class { SLA_GOLD = 0, SLA_SILVER = 1, SLA_BRONZE = 2, SLA_CLASSES = 3 };
 
 /* How a flow ended. All but OK and the client's own aborts count against the server. */
 enum outcome {
@@ -133,9 +139,20 @@ struct server_entry {
     uint32_t address_bytes;         /* length of the sockaddr in address */
     uint64_t slowstart_begin_ns;    /* 0: none; else its share ramps from here … */
     uint64_t slowstart_ns;          /* … for this long */
+    float    capacity;              /* classic: load in flight at which it counts as full; 0: learned */
+    uint32_t coalition;             /* servers of one coalition take over from each other; 0: of none */
     uint8_t  address[ADDRESS_BYTES];/* struct sockaddr_in, _in6 or _un */
     char     name[NAME_BYTES];      /* ends in NUL */
-    uint8_t  reserved[32];
+    uint8_t  reserved[24];
+};
+
+/* Requests whose target begins with prefix; the longest that fits wins. */
+struct route {
+    char     prefix[PREFIX_BYTES];  /* prefix_bytes of it count */
+    uint32_t prefix_bytes;
+    uint32_t sla;                   /* enum sla_class */
+    float    load;                  /* estimated load of a flow, in mean flows; 0: learned */
+    uint32_t reserved;
 };
 
 /* A network. IPv4 is mapped: ::ffff:a.b.c.d, prefix 96 + its own. */
@@ -160,6 +177,10 @@ struct settings {
     uint32_t log_targets;           /* 1: flow records carry the request target */
     uint32_t n_trusted;             /* networks in trusted: clients there are proxies, whose X-Forwarded-* is appended to */
     uint32_t accepting;             /* 0: stop accepting, close idle connections, finish the rest */
+    uint32_t n_routes;              /* in routes; flows of none of them are of route 0, those of routes[i] of route i + 1 */
+    uint32_t sla_default;           /* enum sla_class of flows that neither header nor route put into one */
+    uint32_t sla_header_bytes;      /* of sla_header; 0: no header is looked at */
+    uint32_t reserved_i;
     uint64_t stale_after_ns;        /* age of the controller's last sign of life at which the fallback takes over */
     uint64_t timeout_http_request_ns;
     uint64_t timeout_http_keep_alive_ns;
@@ -169,8 +190,10 @@ struct settings {
     uint64_t timeout_queue_ns;
     uint64_t timeout_tunnel_ns;
     uint64_t drain_deadline_ns;     /* when accepting is 0: connections still open then are closed; 0: none */
-    uint8_t  reserved[64];
+    char     sla_header[HEADER_BYTES]; /* name of the request's header that says gold, silver or bronze, in lower case */
+    uint8_t  reserved[48];
     struct cidr trusted[TRUSTED_MAX];
+    struct route routes[ROUTES_MAX];
 };
 
 enum fallback_curve { FALLBACK_LSQ = 0, FALLBACK_SED = 1, FALLBACK_GSED = 2 };
@@ -182,7 +205,9 @@ struct classic_server {
     float    risk_aversion;         /* >= 0 */
     float    target_load_ratio;     /* 0 … 1 */
     float    neural;                /* factor on the adjusted bid: 1 + η, 1 - η or 1 */
-    uint32_t coalition;
+    uint32_t coalition;             /* 0: of none */
+    float    shapley;               /* >= 0: what it contributes to its coalition; hand-offs draw lots in this ratio */
+    uint32_t reserved;
 };
 
 /* Payload of the directive block. Arrays follow at the offsets given, from the start of the payload; 0: absent.
@@ -199,8 +224,8 @@ struct directive {
     uint32_t table_slots;           /* entries of the Maglev table */
     uint32_t enforcing_percent;     /* share of the flows that follow it; the others follow the fallback rule */
     float    classic_noise;         /* upper end of the uniform noise ε; 0: none */
-    float    classic_reserve;       /* a winner above it is flagged */
-    float    reserved_f;
+    float    classic_reserve;       /* a winner above it is flagged; 0: none */
+    uint32_t n_routes;              /* values in the array of loads */
     uint64_t off_ids;               /* uint64_t[n_servers] */
     uint64_t off_weights;           /* float[n_servers], >= 0, finite, sum > 0 */
     uint64_t off_curves;            /* float[n_servers][CURVE_POINTS], >= 0, finite, never falling: rule bids */
@@ -208,7 +233,13 @@ struct directive {
     uint64_t off_alias_other;       /* uint32_t[n_servers], server drawn otherwise */
     uint64_t off_table;             /* uint32_t[table_slots], server slots: rule maglev */
     uint64_t off_classic;           /* struct classic_server[n_servers]: rule classic */
-    uint8_t  reserved[72];
+    uint64_t off_reserve;           /* float[CURVE_POINTS], >= 0, finite, never falling: with so many flows waiting before it, a flow whose
+                                       lowest bid is above this waits too, while a server that it may use has a flow in flight. 0: no flow is held */
+    uint64_t off_loads;             /* float[n_routes], > 0: estimated load of a flow by route, route 0 first; the others' is 1 */
+    float    sla_reserve[SLA_CLASSES]; /* factor on the reserve, by enum sla_class: gold may outbid, bronze is deferred */
+    float    coalition_above;       /* classic: a winner with a higher load ratio looks for partners in its coalition … */
+    float    coalition_below;       /* … with a lower one than this; above = 0: no hand-offs */
+    uint8_t  reserved[36];
 };
 
 /* Signs of life. Writer: the controller that holds the segment's lock. */
@@ -247,6 +278,8 @@ struct worker {
     uint64_t auctions_above_reserve;/* classic: winner above the reserve */
     uint64_t no_server_down;        /* nobody may take flows */
     uint64_t no_server_full;        /* all at maxconn: the flow waits */
+    uint64_t held;                  /* auctions whose lowest bid was above the reserve: the flow waits */
+    uint64_t handoffs;              /* classic: flows that went to a partner of the winner's coalition */
     uint64_t connections_total;
     uint64_t connections;           /* client connections open now */
     uint64_t connections_refused;   /* over the limit */
@@ -260,7 +293,11 @@ struct worker {
     uint64_t queued;                /* flows waiting now */
     uint64_t queue_total;
     uint64_t queue_timeouts;
-    uint64_t queue_wait_sum_ns;
+    uint64_t queue_wait_sum_ns;     /* of the flows that left the queue for a server */
+    uint64_t queued_class[SLA_CLASSES];     /* flows waiting now, by enum sla_class */
+    uint64_t flows_class[SLA_CLASSES];      /* flows dispatched, by enum sla_class */
+    uint64_t waited_class[SLA_CLASSES];     /* of these that had waited */
+    uint64_t wait_class_sum_ns[SLA_CLASSES];
     uint64_t bytes_in;              /* from clients */
     uint64_t bytes_out;             /* to clients */
     uint64_t accept_paused;         /* times that accepting paused for want of descriptors */
@@ -268,7 +305,7 @@ struct worker {
     uint64_t backend;               /* 1 io_uring, 2 epoll, 3 simulator */
     uint64_t ring_head;             /* flow records ever written: record k lies in slot k mod ring_slots */
     uint64_t journal_head;          /* journal entries ever written */
-    uint64_t reserved[11];
+    uint64_t reserved[5];
 };
 
 /* What one worker saw of one server. Writer: that worker. All cumulative but in_flight and load_in_flight. */
@@ -291,6 +328,7 @@ struct server_stats {
     double   bid_sum;               /* winning bids */
     double   price_sum;             /* second prices of the auctions won that had one */
     uint64_t priced;                /* auctions won that had a second price */
+    double   margin_sum;            /* second price minus winning bid, over these */
     uint64_t last_open_ns;
     uint64_t last_close_ns;
     uint64_t time_ns[CURVE_POINTS];     /* T: time with n in flight, charged by the worker that ended it */
@@ -298,7 +336,7 @@ struct server_stats {
     uint64_t arrivals[CURVE_POINTS];    /* A: flows that found n in flight and completed */
     uint64_t found_fct_ns[CURVE_POINTS];/* F: their summed FCT */
     uint64_t fct_histogram[HISTOGRAM_BUCKETS];
-    uint64_t reserved[6];
+    uint64_t reserved[5];
 };
 
 struct sample {
@@ -340,7 +378,12 @@ struct flow_record {
     uint32_t target_bytes;          /* of the target's start that was kept */
     uint64_t directive_sequence;
     char     target[TARGET_BYTES];
-    uint8_t  reserved[56];
+    float    load;                  /* estimated, as dispatched */
+    uint32_t waiting;               /* flows that waited when it was dispatched */
+    uint16_t route;                 /* 0: none of the settings' */
+    uint8_t  sla;                   /* enum sla_class */
+    uint8_t  handoff;               /* 1: went to a partner of the winner's coalition */
+    uint8_t  reserved[44];
 };
 /* cdef:end */
 
@@ -348,7 +391,7 @@ _Static_assert(sizeof(struct segment_header) == 320, "whole cache lines; a chang
 _Static_assert(sizeof(struct block) == 64, "one cache line");
 _Static_assert(sizeof(struct block_buffer) == 64, "one cache line");
 _Static_assert(sizeof(struct server_entry) == 256, "whole cache lines");
-_Static_assert(sizeof(struct settings) == 576, "whole cache lines");
+_Static_assert(sizeof(struct settings) == 4736, "whole cache lines");
 _Static_assert(sizeof(struct directive) == 256, "whole cache lines");
 _Static_assert(sizeof(struct controller) == 64, "one cache line");
 _Static_assert(sizeof(struct server_word) == 64, "one cache line each: written by all workers");

@@ -12,16 +12,6 @@
  */
 #include "core_private.h"
 
-/* Value of a curve at n. */
-static inline float curve_at(const float *curve, uint32_t n)
-{
-    if (n < CURVE_EXACT)
-        return curve[n];
-    uint32_t bin = curve_bin(n), left = bin < CURVE_POINTS - 1 ? bin : CURVE_POINTS - 2;
-    uint32_t from = curve_bin_low(left), to = curve_bin_low(left + 1);
-    return curve[left] + (curve[left + 1] - curve[left]) * ((float)(n - from) / (float)(to - from));
-}
-
 static void bids_rekey(const struct balancer *b, struct book *k, uint32_t i, uint32_t n)
 {
     k->key[i] = has_room(b, i, n) ? key_of(curve_at(k->curve[i], n) * k->scale[i] / b->ramp[i]) : KEY_NONE;

@@ -105,7 +105,7 @@ SCAN_AVX2 static void ask_wide(const struct book *k, float load, const float *no
 
 static struct award classic_dispatch(struct balancer *b, struct book *k, const struct flow_key *key)
 {
-    float load = key->load >= 0.0f && !isinf(key->load) ? key->load : 0.0f;
+    float load = flow_load(k, key);
     for (uint32_t i = 0; i < b->n_slots && k->noise > 0.0f; i++)
         k->classic.noise[i] = rng_unit(&b->rng) * k->noise;
     if (b->scan->wide)

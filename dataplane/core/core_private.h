@@ -82,6 +82,11 @@ struct book {
     /* classic */
     struct classic_terms classic;
     float noise, reserve;
+    /* late binding: rules bids and classic */
+    const float *held_above;        /* CURVE_POINTS reserves by flows waiting; NULL: no flow is held */
+    float sla_reserve[SLA_CLASSES];
+    const float *loads;             /* estimated load of a flow by route */
+    uint32_t n_loads;
 };
 
 /* Another worker whose journal is followed. */
@@ -162,6 +167,24 @@ static inline uint32_t word_in_flight(const struct balancer *b, uint32_t i)
 static inline bool has_room(const struct balancer *b, uint32_t i, uint32_t n)
 {
     return n < b->limit[i];
+}
+
+/* Value of a curve at n: exact to 63, linear between the points above and beyond the last. */
+static inline float curve_at(const float *curve, uint32_t n)
+{
+    if (n < CURVE_EXACT)
+        return curve[n];
+    uint32_t bin = curve_bin(n), left = bin < CURVE_POINTS - 1 ? bin : CURVE_POINTS - 2;
+    uint32_t from = curve_bin_low(left), to = curve_bin_low(left + 1);
+    return curve[left] + (curve[left + 1] - curve[left]) * ((float)(n - from) / (float)(to - from));
+}
+
+/* Estimated load of a flow: what the engine knows, else its route's. */
+static inline float flow_load(const struct book *k, const struct flow_key *key)
+{
+    if (key->load < 0.0f)
+        return key->route < k->n_loads ? k->loads[key->route] : 1.0f;
+    return key->load >= 0.0f && !isinf(key->load) ? key->load : 0.0f;
 }
 
 /* A bid as a key: non-negative floats order as integers do. */

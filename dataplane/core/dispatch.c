@@ -85,6 +85,20 @@ static struct award dispatch_avoiding(struct balancer *b, struct book *k, const 
     return award.server == NO_SERVER ? k->rule->dispatch(b, k, key) : award;
 }
 
+/* Does the flow wait although somebody bids? Only while a server that it may use has a flow in flight, whose end looks again. */
+static bool is_held(const struct balancer *b, const struct book *k, const struct flow_key *key, float bid)
+{
+    if (k->held_above == NULL || key->unheld)
+        return false;
+    float factor = key->sla < SLA_CLASSES ? k->sla_reserve[key->sla] : 1.0f;
+    if (bid <= curve_at(k->held_above, key->waiting) * factor)
+        return false;
+    for (uint32_t r = 0; r < b->n_ready; r++)
+        if (word_in_flight(b, b->ready[r]))
+            return true;
+    return false;
+}
+
 struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, uint64_t now_ns)
 {
     (void)now_ns;
@@ -100,6 +114,7 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
     else
         award = k->rule->dispatch(b, k, key);
     award.rule = k->rule_id;
+    award.load = flow_load(k, key);
     if (award.server == NO_SERVER) {
         award.full = b->n_ready > 0;
         if (award.full)
@@ -108,17 +123,26 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
             COUNT(b->me->no_server_down, 1);
         return award;
     }
+    if (is_held(b, k, key, award.bid)) {
+        award.server = NO_SERVER;
+        award.full = award.held = 1;
+        COUNT(b->me->held, 1);
+        return award;
+    }
     COUNT(b->me->auctions, 1);
     if (fallback)
         COUNT(b->me->auctions_fallback, 1);
     if (award.above_reserve)
         COUNT(b->me->auctions_above_reserve, 1);
+    if (award.handoff)
+        COUNT(b->me->handoffs, 1);
     struct server_stats *s = &b->stats[award.server];
     COUNT(s->auctions_won, 1);
     COUNT_DOUBLE(s->bid_sum, (double)award.bid);
     if (award.price < INFINITY) {
         COUNT_DOUBLE(s->price_sum, (double)award.price);
         COUNT(s->priced, 1);
+        COUNT_DOUBLE(s->margin_sum, (double)award.price - (double)award.bid);
     }
     return award;
 }

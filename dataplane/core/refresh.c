@@ -58,6 +58,12 @@ static void book_prepare(struct balancer *b, struct book *k, uint32_t rule_id, c
     k->rule_id = rule_id;
     for (uint32_t i = 0; i < b->n_slots; i++)
         k->known[i] = ids && i < d->n_servers && ids[i] && ids[i] == e[i].id;
+    bool bids = rule_id == RULE_BIDS || rule_id == RULE_CLASSIC;
+    k->held_above = d && d->off_reserve && bids ? directive_array(d, d->off_reserve) : NULL;
+    k->loads = d && d->off_loads ? directive_array(d, d->off_loads) : NULL;
+    k->n_loads = k->loads ? d->n_routes : 0;
+    for (uint32_t c = 0; d && c < SLA_CLASSES; c++)
+        k->sla_reserve[c] = d->sla_reserve[c];
     k->rule->prepare(b, k, d);
     if (k->in_use)
         book_rekey_all(b, k);

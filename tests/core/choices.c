@@ -50,7 +50,7 @@ static void publish(uint8_t *segment, uint32_t rule, uint64_t sequence)
         weights[i] = 1.0f + (float)(i % 7) / 3.0f;
         for (uint32_t n = 0; n < CURVE_POINTS; n++)
             curves[i * CURVE_POINTS + n] = (float)(curve_bin_low(n) + 1) / weights[i];
-        classic[i] = (struct classic_server){ 10.0f * weights[i], 1.3f, 0.7f, 0.4f, 1.1f, 0 };
+        classic[i] = (struct classic_server){ 10.0f * weights[i], 1.3f, 0.7f, 0.4f, 1.1f, 0, 1.0f, 0 };
     }
     alias_build(weights, SERVERS, (uint32_t *)(void *)(base + d->off_alias_keep), (uint32_t *)(void *)(base + d->off_alias_other),
                 scratch);

@@ -97,7 +97,7 @@ static void make_directive(uint64_t epoch)
             curves[i * CURVE_POINTS + p] = (p ? curves[i * CURVE_POINTS + p - 1] : 0) + (float)below(3);
         keep[i] = (uint32_t)rng_next(&rng);
         other[i] = below(n);
-        classic[i] = (struct classic_server){ 1.0f + (float)below(99), 1, 0.5f, 0.5f, 1, 0 };
+        classic[i] = (struct classic_server){ 1.0f + (float)below(99), 1, 0.5f, 0.5f, 1, 0, 1, 0 };
     }
     for (uint32_t i = 0; i < TABLE; i++)
         table[i] = below(n);

@@ -111,7 +111,7 @@ def test_load_is_summed_over_workers():
         assert len(flows) == 2
 
 
-@pytest.mark.parametrize("load", [math.nan, -1.0, math.inf])
+@pytest.mark.parametrize("load", [math.nan, math.inf])
 def test_a_load_that_is_no_amount_counts_as_none(load):
     with Farm(1) as farm:
         farm.direct("classic", classic=classic_rows([{"capacity": 100}]))

@@ -76,7 +76,7 @@ def directives(draw: st.DrawFn) -> DirectiveData:
         "alias_keep": lambda: draw(st.lists(st.integers(0, 2**32 - 1), min_size=n, max_size=n)),
         "alias_other": lambda: draw(st.lists(slots, min_size=n, max_size=n)),
         "table": lambda: draw(st.lists(slots, min_size=1, max_size=20)),
-        "classic": lambda: np.array([(draw(finite) + 1, 0, draw(finite), 0.5, 1, 7)] * n, dtype=CLASSIC_SERVER),
+        "classic": lambda: np.array([(draw(finite) + 1, 0, draw(finite), 0.5, 1, 7, 2, 0)] * n, dtype=CLASSIC_SERVER),
     }
     needed = {
         "maglev": "table",

@@ -1,0 +1,84 @@
+"""The reserve that holds: a flow whose lowest bid is above it waits, as long as somebody's completion may change that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataplane.core import NO_SERVER
+from shm_layout.layout import CURVE_LOW, SLA_CLASSES
+from tests.core.farm import Farm, classic_rows, whole_curve
+
+GOLD, SILVER, BRONZE = (SLA_CLASSES.index(name) for name in ("gold", "silver", "bronze"))
+
+
+def flat(value: float) -> np.ndarray:
+    return np.full(len(CURVE_LOW), value, dtype=np.float32)
+
+
+def test_a_bid_above_the_reserve_holds_the_flow_and_one_at_it_does_not():
+    with Farm(2) as farm:
+        curves = [whole_curve([1, 5]), whole_curve([3, 6])]
+        farm.direct("bids", curves=curves, reserve=flat(3))
+        first = farm.balancer.open(farm.dispatch().server, farm.now)
+        assert first.server == 0
+        assert farm.dispatch().server == 1  # its bid of 3 is the reserve
+        second = farm.balancer.open(1, farm.now)
+        held = farm.dispatch()
+        assert (held.server, held.full, held.held, held.bid) == (NO_SERVER, True, True, 5)
+        assert farm.dispatch(unheld=True).server == 0
+        farm.balancer.close(second, farm.now)
+        assert farm.dispatch().server == 1
+
+
+def test_nobody_is_held_when_no_completion_could_end_it():
+    with Farm(2) as farm:
+        farm.direct("bids", curves=[whole_curve([4, 5]), whole_curve([8, 9])], reserve=flat(1))
+        assert farm.dispatch().server == 0
+        farm.balancer.open(0, farm.now)
+        assert farm.dispatch().held
+
+
+def test_the_reserve_is_read_at_the_flows_that_wait():
+    with Farm(2) as farm:
+        reserve = (CURVE_LOW / 2).astype(np.float32)
+        farm.direct("bids", curves=[whole_curve([0, 40.25]), whole_curve([100, 101])], reserve=reserve)
+        farm.balancer.open(0, farm.now)
+        assert farm.dispatch(waiting=80).held
+        assert farm.dispatch(waiting=81).server == 0  # 40.5: linear between the curve's points
+
+
+@pytest.mark.parametrize(("sla", "held"), [(GOLD, False), (SILVER, True), (BRONZE, True)])
+def test_gold_outbids_the_reserve_that_holds_the_others(sla, held):
+    with Farm(1) as farm:
+        farm.direct("bids", curves=[whole_curve([1, 2, 3])], reserve=flat(1.5), sla_reserve=(2, 1, 0.5))
+        farm.balancer.open(0, farm.now)
+        assert farm.dispatch(sla=sla).held is held
+
+
+def test_the_classic_auction_holds_by_its_own_bids():
+    with Farm(2) as farm:
+        farm.direct("classic", classic=classic_rows([{"capacity": 10}, {"capacity": 10}]), reserve=flat(1.2))
+        farm.balancer.open(0, farm.now, load=5)
+        farm.balancer.open(1, farm.now, load=5)
+        assert farm.dispatch(load=1.0).held
+        assert not farm.dispatch(load=0.1).held
+
+
+def test_a_flow_of_unknown_load_has_its_routes():
+    with Farm(1) as farm:
+        farm.direct("classic", classic=classic_rows([{"capacity": 100}]), loads=[1.0, 3.0])
+        assert farm.dispatch(load=-1, route=1).load == 3
+        assert farm.dispatch(load=-1, route=1).bid == pytest.approx(4.5)
+        assert farm.dispatch(load=-1, route=2).load == 1
+        assert farm.dispatch(load=2, route=1).load == 2
+
+
+def test_held_flows_are_counted_and_the_margin_is_the_second_price_less_the_bid():
+    with Farm(2) as farm:
+        farm.direct("bids", curves=[whole_curve([1, 9]), whole_curve([4, 9])], reserve=flat(2))
+        farm.balancer.open(farm.dispatch().server, farm.now)
+        assert farm.dispatch().held
+        stats, worker = farm.segment.read_stats(0, 2), farm.segment.read_workers()[0]
+        assert stats["margin_sum"].tolist() == [3, 0]
+        assert (worker["auctions"], worker["held"], worker["no_server_full"]) == (1, 1, 0)
