@@ -46,6 +46,7 @@ static void carve_book(struct carver *c, struct book *k, size_t n, size_t padded
     k->classic.factor = carve(c, padded * sizeof(float));
     k->classic.tail = carve(c, padded * sizeof(float));
     k->classic.noise = carve(c, padded * sizeof(float));
+    k->classic.ratio = carve(c, padded * sizeof(float));
     k->classic.servers = carve(c, n * sizeof *k->classic.servers);
 }
 

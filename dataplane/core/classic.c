@@ -7,6 +7,9 @@
  *     final bid     = min(adjusted · (1 + c/200), 1000)
  *
  * L is the load in flight over all workers, x the flow's. A winner above the reserve is flagged, not refused; reserve 0: none.
+ * A winner whose ρ exceeds the directive's coalition_above shares with its partners: the servers of its coalition with ρ below
+ * coalition_below that may take a flow. One of winner and partners, drawn in proportion to their Shapley values, takes it; bid and
+ * price stay the auction's.
  * A server that the directive does not know has the mean parameters of those that it does, and capacity in the ratio of the
  * configured weights. A server in slow start has its capacity times its ramp.
  */
@@ -42,6 +45,7 @@ static void classic_rekey(const struct balancer *b, struct book *k, uint32_t i, 
     float ratio = (float)load_of(b, i) / capacity;
     ratio = ratio < 1.0f ? ratio : 1.0f;
     float above = ratio - s->target_load_ratio;
+    k->classic.ratio[i] = ratio;
     k->classic.base[i] = s->sensitivity * ratio;
     k->classic.factor[i] = (1.0f + s->risk_aversion * (above > 0.0f ? above : 0.0f)) * s->neural;
     k->classic.tail[i] = 1.0f + capacity / 200.0f;
@@ -79,6 +83,44 @@ static void classic_prepare(struct balancer *b, struct book *k, const struct dir
     memset(k->classic.noise, 0, b->padded * sizeof *k->classic.noise);
     k->noise = d ? d->classic_noise : 0.0f;
     k->reserve = d ? d->classic_reserve : 0.0f;
+    k->coalition_above = d ? d->coalition_above : 0.0f;
+    k->coalition_below = d ? d->coalition_below : 0.0f;
+}
+
+/* Does server i of this coalition take over from the winner? The winner itself stands for its own share. */
+static inline bool shares_in(const struct book *k, uint32_t i, uint32_t winner, uint32_t coalition)
+{
+    return k->classic.servers[i].coalition == coalition && k->key[i] != KEY_NONE &&
+           (i == winner || k->classic.ratio[i] < k->coalition_below);
+}
+
+/* Who of the winner's coalition takes the flow: the winner, unless it is overloaded and has partners. */
+static uint32_t hand_off(struct balancer *b, const struct book *k, uint32_t winner)
+{
+    const struct classic_server *servers = k->classic.servers;
+    uint32_t coalition = servers[winner].coalition, n = 0, last = winner;
+    if (coalition == 0 || !(k->classic.ratio[winner] > k->coalition_above))
+        return winner;
+    double sum = 0.0;
+    for (uint32_t i = 0; i < b->n_slots; i++)
+        if (shares_in(k, i, winner, coalition)) {
+            sum += (double)servers[i].shapley;
+            n++;
+        }
+    if (n < 2)
+        return winner;
+    bool evenly = !(sum > 0.0);     /* nobody has anything to contribute: all alike */
+    double left = (evenly ? (double)n : sum) * (double)(rng_next(&b->rng) >> 11) * 0x1p-53;
+    for (uint32_t i = 0; i < b->n_slots; i++) {
+        double share = shares_in(k, i, winner, coalition) ? (evenly ? 1.0 : (double)servers[i].shapley) : 0.0;
+        if (share <= 0.0)
+            continue;
+        last = i;
+        left -= share;
+        if (left < 0.0)
+            break;
+    }
+    return last;
 }
 
 /* What everybody asks for a flow of this load, as keys; written once, compiled for either width. */
@@ -113,7 +155,14 @@ static struct award classic_dispatch(struct balancer *b, struct book *k, const s
     else
         ask_portable(k, load, k->classic.noise, b->bids, b->padded);
     struct award award = auction(b, b->bids);
-    award.above_reserve = award.server != NO_SERVER && k->reserve > 0.0f && award.bid > k->reserve;
+    if (award.server == NO_SERVER)
+        return award;
+    award.above_reserve = k->reserve > 0.0f && award.bid > k->reserve;
+    if (k->coalition_above > 0.0f) {
+        uint32_t taker = hand_off(b, k, award.server);
+        award.handoff = taker != award.server;
+        award.server = taker;
+    }
     return award;
 }
 

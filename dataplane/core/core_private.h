@@ -53,6 +53,7 @@ extern const struct rule rule_maglev, rule_alias, rule_wrr, rule_bids, rule_clas
 struct classic_terms {
     float *base, *factor, *tail;    /* s·ρ, (1 + r·max(0, ρ − t))·neural, 1 + c/200 */
     float *noise;                   /* ε of this auction; zero when there is none */
+    float *ratio;                   /* ρ: hand-offs within a coalition */
     struct classic_server *servers;
 };
 
@@ -82,6 +83,7 @@ struct book {
     /* classic */
     struct classic_terms classic;
     float noise, reserve;
+    float coalition_above, coalition_below;
     /* late binding: rules bids and classic */
     const float *held_above;        /* CURVE_POINTS reserves by flows waiting; NULL: no flow is held */
     float sla_reserve[SLA_CLASSES];

@@ -132,3 +132,119 @@ def test_a_server_that_joined_has_the_mean_parameters_and_capacity_by_weight():
         flow = farm.balancer.open(2, farm.now, load=200)
         assert farm.dispatch(load=1).bid == pytest.approx(bid_model(200, 400, 1, sensitivity=3))
         assert flow.load == 200
+
+
+# --- coalitions -------------------------------------------------------------------------------------------------------
+
+# Capacity 100 each, sensitivity so low that the overloaded first server wins by its flow's load alone.
+WINNER = {"capacity": 10.0, "sensitivity": 0.0, "risk_aversion": 0.0, "coalition": 1}
+PARTNER = {"capacity": 100.0, "sensitivity": 0.0, "risk_aversion": 0.0, "coalition": 1}
+HAND_OFF = {"coalition_above": 0.6, "coalition_below": 0.5}
+
+
+def coalition(farm, rows, ratios, **thresholds):
+    """Direct, and load each server to its ratio; return what must be kept alive."""
+    farm.direct("classic", classic=classic_rows(rows), **(HAND_OFF | thresholds))
+    return loaded(farm, [row["capacity"] * ratio for row, ratio in zip(rows, ratios, strict=True)])
+
+
+def test_an_overloaded_winner_shares_with_its_partners_in_the_ratio_of_their_shapley_values():
+    # The bid is x·(1 + c/200): the server of capacity 10 wins always. 1 : 3 : 4 among winner and two partners.
+    rows = [
+        WINNER | {"shapley": 1.0},
+        PARTNER | {"shapley": 3.0},
+        PARTNER | {"shapley": 4.0},
+        PARTNER | {"shapley": 9.0, "coalition": 2},
+        PARTNER | {"shapley": 9.0},
+    ]
+    with Farm(5) as farm:
+        flows = coalition(farm, rows, [0.7, 0.4, 0.0, 0.0, 0.5])  # the last is at 0.5, not below it
+        assert chi_square_p(farm.balancer.drill_dispatch(8000), [1, 3, 4, 0, 0]) > 1e-4
+        won = farm.balancer.worker()
+        assert won["handoffs"] == farm.balancer.stats(1)["auctions_won"] + farm.balancer.stats(2)["auctions_won"]
+        assert len(flows) == 3
+
+
+def test_a_hand_off_leaves_bid_and_price_the_auctions():
+    rows = [WINNER | {"shapley": 0.0}, PARTNER | {"shapley": 1.0}]
+    with Farm(2) as farm:
+        flows = coalition(farm, rows, [0.7, 0.1])
+        award = farm.dispatch(load=1.0)
+        assert (award.server, award.handoff) == (1, True)
+        assert (award.bid, award.price) == (pytest.approx(1.05), pytest.approx(1.5))
+        assert len(flows) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "ratios", "thresholds"),
+    [
+        ({}, [0.6, 0.0], {}),  # not above 0.6
+        ({}, [0.9, 0.5], {}),  # no partner below 0.5
+        ({"coalition": 0}, [0.9, 0.0], {}),  # of no coalition
+        ({"coalition": 2}, [0.9, 0.0], {}),  # of another one
+        ({}, [0.9, 0.0], {"coalition_above": 0.0}),  # switched off
+    ],
+)
+def test_without_overload_or_partner_the_winner_keeps_the_flow(change, ratios, thresholds):
+    # 0.6 and 0.5 of these capacities are whole: the 32-bit ratio is the threshold itself.
+    rows = [WINNER | change | {"shapley": 0.0}, PARTNER | change | {"shapley": 1.0}]
+    if change.get("coalition") == 2:
+        rows[1]["coalition"] = 3
+    with Farm(2) as farm:
+        flows = coalition(farm, rows, ratios, **thresholds)
+        before = farm.balancer.worker()["handoffs"]
+        assert [farm.dispatch().server for _ in range(20)] == [0] * 20
+        assert farm.balancer.worker()["handoffs"] == before == 0
+        assert flows
+
+
+def test_a_partner_that_may_take_no_flow_gets_none():
+    rows = [WINNER | {"shapley": 0.0}, PARTNER | {"shapley": 1.0}, PARTNER | {"shapley": 1.0}]
+    with Farm(3) as farm:
+        flows = coalition(farm, rows, [0.7, 0.1, 0.1])
+        farm.change(1, state="drain")
+        farm.change(2, maxconn=1)
+        assert not farm.dispatch().handoff
+        farm.change(2, maxconn=2)
+        assert farm.dispatch().server == 2
+        assert farm.dispatch(avoid=2).server == 0
+        assert flows
+
+
+def test_partners_that_contribute_nothing_share_evenly():
+    rows = [WINNER | {"shapley": 0.0}, PARTNER | {"shapley": 0.0}]
+    with Farm(2) as farm:
+        flows = coalition(farm, rows, [0.7, 0.1])
+        assert chi_square_p(farm.balancer.drill_dispatch(4000), [1, 1]) > 1e-4
+        assert flows
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1.2), st.integers(0, 2), st.floats(0, 8, width=32), st.floats(1, 64, width=32)),
+        min_size=1,
+        max_size=7,
+    ),
+    st.floats(0.05, 0.95),
+    st.floats(0.05, 0.95),
+)
+def test_only_partners_of_an_overloaded_winner_take_over(servers, above, below):
+    rows = [{"capacity": capacity, "coalition": group, "shapley": phi} for ratio, group, phi, capacity in servers]
+    with Farm(len(rows)) as farm:
+        flows = coalition(farm, rows, [s[0] for s in servers], coalition_above=above, coalition_below=below)
+        held = np.array([farm.balancer.stats(i)["load_in_flight"] for i in range(len(rows))], dtype=F)
+        ratio = np.minimum(held / np.array([row["capacity"] for row in rows], dtype=F), F(1))
+        bids = [bid_model(float(held[i]), row["capacity"], 1.0) for i, row in enumerate(rows)]
+        for _ in range(12):
+            award = farm.dispatch(load=1.0)
+            assert award.bid == pytest.approx(min(bids), rel=1e-4)
+            if not award.handoff:
+                assert bids[award.server] == pytest.approx(min(bids), rel=1e-4)
+                continue
+            group = rows[award.server]["coalition"]
+            assert group != 0
+            assert ratio[award.server] < F(below)
+            winners = [i for i, bid in enumerate(bids) if bid == pytest.approx(min(bids), rel=1e-4)]
+            assert any(rows[i]["coalition"] == group and ratio[i] > F(above) for i in winners)
+        assert len(flows) == sum(s[0] > 0 for s in servers)
