@@ -23,7 +23,12 @@ if str(ROOT) not in sys.path:  # setuptools runs this file by its path
 from shm_layout import build_ffi as shm  # noqa: E402
 
 # Each part with its public headers.
-PARTS = {"core": ["core.h", "scan.h", "drill.h"], "sim": ["sim.h", "vector.h"], "socket": ["engine.h"]}
+PARTS = {
+    "core": ["core.h", "scan.h", "drill.h"],
+    "sim": ["sim.h", "vector.h"],
+    "socket": ["engine.h"],
+    "auction": ["rounds.h"],
+}
 PUBLIC = tuple(FOLDER / part / name for part, names in PARTS.items() for name in names)
 # Same results under every compiler: no fused multiply-add. -Wno-*: what cffi itself generates is not clean of it.
 COMPILE_FLAGS = (

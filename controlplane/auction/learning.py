@@ -131,7 +131,8 @@ class Continuous(SensitivityLearner):
     def _changed(
         self, sensitivity: Floats, ratio: Floats, target: Floats, task_load: float, risk_aversion: Floats, active: Bools
     ) -> Floats:
-        return sensitivity * (1.0 + self.options.learning_rate * (ratio - target))
+        changed: Floats = sensitivity * (1.0 + self.options.learning_rate * (ratio - target))
+        return changed
 
 
 class ActionLearner(SensitivityLearner):
@@ -159,7 +160,8 @@ class ActionLearner(SensitivityLearner):
             self._learn(paid, self.state[paid], self.action[paid], reward, state[paid])
         self.action = np.where(active, self._choose(state), NONE)
         self.state, self.error, self.acted = state, error, active.copy()
-        return sensitivity * self._factor[self.action]
+        changed: Floats = sensitivity * self._factor[self.action]
+        return changed
 
     def _learn(self, rows: Rows, state: Floats, action: Rows, reward: Floats, following: Floats) -> None:
         """Take in what these servers did, were paid, and came to; all (rows,) or (rows, 4)."""
