@@ -47,9 +47,9 @@ REJECTS: Final = names_of("reject", "REJECT_")
 FALLBACK_CURVES: Final = names_of("fallback_curve", "FALLBACK_")
 
 
-def dtype_of(struct: str) -> np.dtype[Any]:
-    """Return the structured dtype of a C struct: offsets, sizes and holes as compiled."""
-    return _dtype(ffi.typeof(f"struct {struct}"))
+def dtype_of(struct: str, of: Any = ffi) -> np.dtype[Any]:
+    """Return the structured dtype of a C struct that `of` declares: offsets, sizes and holes as compiled."""
+    return _dtype(of.typeof(f"struct {struct}"))
 
 
 def _dtype(ctype: Any) -> np.dtype[Any]:

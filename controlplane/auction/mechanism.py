@@ -1,7 +1,7 @@
 """The auction's equations exactly as the white paper has them, each a pure function over arrays of servers.
 
-Source    the white paper, section 4 (equations) and 7.2 … 7.5 (walkthrough). dataplane/core/classic.c is the same for live
-          flows in single precision; dataplane/auction/rounds.c for the round-based simulation in double
+Source    the white paper, section 4 (equations) and 7.2 … 7.5 (walkthrough). In C: dataplane/core/classic.c for live
+          flows, in single precision; dataplane/auction/rounds.c for the round-based simulation, in double
 Symbols   L load, c capacity, s sensitivity, r risk aversion, t target load ratio, x the task's load, ρ load ratio
 Shapes    every array is float64 (servers,), or broadcasts with it; loads and capacities in the same unit
 

@@ -6,9 +6,9 @@ bursts.yaml:7:3: balancers.cuont: unknown key (did you mean 'count'?)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +20,7 @@ from controlplane.simulation.scenario import Scenario, mistakes
 LIBRARY = Path(__file__).parent / "scenarios"
 
 Where = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
 
 
 def library() -> list[str]:
@@ -45,31 +46,36 @@ def load(name: str) -> Scenario:
 
 def validate(document: Document) -> Scenario:
     """Return the scenario of a document. Raises ConfigError with all that is wrong in it."""
+    return validate_as(Scenario, document, mistakes)
+
+
+def validate_as(model: type[M], document: Document, mistakes: Callable[[M], Iterable[tuple[Where, str]]]) -> M:
+    """Return a document as a model; `mistakes` finds what no type can tell. Raises ConfigError with all that is bad."""
     problems = list(document.problems)
-    scenario = None
+    valid = None
     try:
-        scenario = Scenario.model_validate(document.root)
+        valid = model.model_validate(document.root)
     except ValidationError as errors:
-        problems += _problems(document, errors)
-    if scenario is not None:
-        problems += [locate(document.file, document.positions, path, what) for path, what in mistakes(scenario)]
-    if problems or scenario is None:
+        problems += _problems(document, errors, model)
+    if valid is not None:
+        problems += [locate(document.file, document.positions, path, what) for path, what in mistakes(valid)]
+    if problems or valid is None:
         raise ConfigError(problems)
-    return scenario
+    return valid
 
 
-def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:
+def _problems(document: Document, errors: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
     found = [(_path(error["loc"], document.root), error) for error in errors.errors()]
     misspelt = {
         (path[:-1], meant)
         for path, error in found
         if error["type"] == "extra_forbidden"
-        for meant in nearest(path[-1], _keys_at(path[:-1], document.root))
+        for meant in nearest(path[-1], _keys_at(path[:-1], document.root, model))
     }
     places = {locate(document.file, document.positions, path, "").key for path, _ in found}
     complained = {problem.key for problem in document.problems}
     for path, error in found:
-        problem = locate(document.file, document.positions, path, explain(error, path, document.root))
+        problem = locate(document.file, document.positions, path, explain(error, path, document.root, model))
         if error["type"] == "missing" and (path[:-1], path[-1]) in misspelt:
             continue  # it is there, misspelt
         if error["input"] is None and problem.key in complained:
@@ -79,11 +85,11 @@ def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:
         yield problem
 
 
-def explain(error: Any, path: Where, root: Any) -> str:
+def explain(error: Any, path: Where, root: Any, model: type[BaseModel] = Scenario) -> str:
     """Return the text for one of pydantic's errors at a path in a document."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return "unknown key" + did_you_mean(path[-1], _keys_at(path[:-1], root))
+        return "unknown key" + did_you_mean(path[-1], _keys_at(path[:-1], root, model))
     if kind == "union_tag_not_found":
         return "expected a mapping with a 'kind'" if isinstance(value, dict) else "expected a mapping"
     if kind == "union_tag_invalid":
@@ -112,9 +118,9 @@ def _path(loc: tuple[int | str, ...], root: Any) -> Where:
     return tuple(path)
 
 
-def _keys_at(path: Where, root: Any) -> list[str]:
+def _keys_at(path: Where, root: Any, model: type[BaseModel]) -> list[str]:
     """Return the keys that the mapping at a path may have."""
-    models: list[type[BaseModel]] = [Scenario]
+    models: list[type[BaseModel]] = [model]
     node = root
     for part in path:
         node = node[part]
