@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,12 +132,13 @@ class Observer:
             bid_sum=stats["bid_sum"].astype(np.float64),
             reserve=self.reserve,
             waiting=float(self.segment.read_workers()["queued"].sum()),
+            load_in_flight=stats["load_in_flight"].astype(np.float64),
             priced=stats["priced"].astype(np.float64),
             margin_sum=stats["margin_sum"].astype(np.float64),
             capacity=table.capacity,
             coalition=table.coalition,
             route_loads=table.route_loads,
-            read_records=self._records,
+            read_records=lru_cache(maxsize=1)(self._records),
             read_features=self._features,
             read_histogram=_histogram_reader(stats),
         )

@@ -86,6 +86,7 @@ class Observation:
     bid_sum: Floats  # (servers,) of the winning bids
     reserve: str = "off"  # "off", "classic" or "learned": whether, and how, flows are held back
     waiting: float = 0.0  # flows held or queued now, over all workers
+    load_in_flight: Floats | None = None  # (servers,) summed estimated loads of the flows in flight, over all workers
     priced: Floats | None = None  # (servers,) auctions won against another bid
     margin_sum: Floats | None = None  # (servers,) second price minus winning bid, over these
     capacity: Floats | None = None  # (servers,) as configured for the classic rule; 0: to be learned
@@ -93,7 +94,7 @@ class Observation:
     route_loads: Floats | None = None  # (routes + 1,) as configured; 0: to be learned
     read_records: Callable[[], NDArray[np.void]] | None = field(
         default=None, repr=False
-    )  # flows finished since last asked
+    )  # flows finished since a policy last asked; all who ask in one observation are told the same
     read_features: Callable[[], Floats] | None = field(default=None, repr=False)
     read_histogram: Callable[[], Floats] | None = field(default=None, repr=False)
 
