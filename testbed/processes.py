@@ -42,12 +42,17 @@ class Child:
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         death_signal: int = signal.SIGTERM,
+        before_exec: Callable[[], None] | None = None,
     ) -> None:
+        """before_exec: called in the child first: to enter a namespace, a control group, or become somebody else."""
         self.name = name
         self._log: IO[bytes] = tempfile.TemporaryFile(prefix=f"vickrey-{name}-")  # noqa: SIM115  closed by stop()
         parent = os.getpid()
 
-        def before_exec() -> None:
+        def prepare() -> None:
+            if before_exec is not None:
+                before_exec()
+            # Only now: the kernel drops the wish when a process becomes somebody else.
             _libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
             if os.getppid() != parent:  # we died before the kernel knew of the wish
                 os._exit(1)
@@ -64,7 +69,7 @@ class Child:
             env=env,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=before_exec,
+            preexec_fn=prepare,
         )
 
     @property
