@@ -16,12 +16,14 @@
 struct job {
     struct flow flow;
     struct job *next;               /* in the one list that it is on: queue, link, waiting or free */
+    struct job *prev;               /* waiting */
     double   work_ns;
     uint64_t at_ns;                 /* on a link: when it leaves it */
     uint64_t arrived_ns;
     uint64_t key;
     uint64_t number;                /* of the flow, and of its record */
     uint32_t balancer;
+    uint32_t sla;                   /* enum sla_class */
     uint16_t retries;
     uint16_t outcome;               /* on the way back: what the balancer will see */
 };

@@ -94,6 +94,7 @@ static void write_ring(struct sim *sim, const struct job *j, enum outcome outcom
     memset(&r, 0, sizeof r);
     r.opened_ns = j->flow.opened_ns;
     r.dispatched_ns = r.connected_ns = j->flow.assigned_ns;
+    r.sla = (uint8_t)j->sla;
     r.closed_ns = sim->now_ns + EPOCH_NS;
     r.first_byte_ns = outcome == OUTCOME_OK ? r.closed_ns : 0;
     r.server_id = j->flow.server_id;
@@ -119,20 +120,36 @@ static void close_flow(struct sim *sim, struct job *j, enum outcome outcome)
         release_waiting(sim);
 }
 
-/* Give a flow to servers until one takes it or its retries are spent; false: all that are up are full. */
-static bool place(struct sim *sim, struct job *j, uint32_t avoid)
+/* How far a flow has come. */
+enum placed { PLACED, PLACE_FULL, PLACE_HELD };
+
+/* Of each class that waits, one flow goes after so many of better classes, whatever else waits: bronze is deferred, not starved. */
+#define PASSED_MAX 8
+
+/* Flows that wait before one of this class that comes now, over all workers that see the same servers. */
+static uint32_t waiting_before(const struct sim *sim, uint32_t balancer, uint32_t sla)
+{
+    uint64_t n = 0;
+    for (uint32_t b = 0; b < sim->config.n_balancers; b++)
+        for (uint32_t c = 0; c <= sla && sim->segments[b] == sim->segments[balancer]; c++)
+            n += sim->waiting[b].n[c];
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
+/* Give a flow to servers until one takes it or its retries are spent; or say why it has to wait. */
+static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_t waiting)
 {
     uint64_t now_ns = sim->now_ns + EPOCH_NS;
     struct balancer *b = sim->balancers[j->balancer];
     for (;;) {
         double load = sim->config.load_per_ns > 0 ? j->work_ns * sim->config.load_per_ns : 1.0;
-        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid };
+        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting };
         struct award award = balancer_dispatch(b, &key, now_ns);
         if (award.server >= sim->config.n_servers) {
             if (award.full != 0)
-                return false;
+                return award.held != 0 ? PLACE_HELD : PLACE_FULL;
             finish(sim, j, NO_SERVER, SIM_REFUSED);
-            return true;
+            return PLACED;
         }
         struct server *s = &sim->servers[award.server];
         flow_open(b, &j->flow, award.server, key.load, j->arrived_ns + EPOCH_NS, now_ns);
@@ -143,12 +160,12 @@ static bool place(struct sim *sim, struct job *j, uint32_t avoid)
             j->at_ns = sim->now_ns + s->delay_ns;
             job_append(&s->there, j);
             sim_touch(sim, award.server);
-            return true;
+            return PLACED;
         }
         int refused = server_enter(s, j, sim->now_ns);
         if (refused == 0) {
             sim_touch(sim, award.server);
-            return true;
+            return PLACED;
         }
         if (refused < 0) {
             sim->error = -ENOMEM;
@@ -156,7 +173,7 @@ static bool place(struct sim *sim, struct job *j, uint32_t avoid)
         }
         if (refused != OUTCOME_CONNECT_FAILED || j->retries >= sim->config.retries) {
             close_flow(sim, j, (enum outcome)refused);
-            return true;
+            return PLACED;
         }
         flow_retry(b, &j->flow, now_ns, OUTCOME_CONNECT_FAILED);
         sim->totals.in_flight--;
@@ -166,19 +183,85 @@ static bool place(struct sim *sim, struct job *j, uint32_t avoid)
     }
 }
 
-/* A flow that no server has room for waits at its balancer, or is refused. */
+/* The worker's gauges of its queue, which the controller reads. */
+static void count_waiting(struct sim *sim, uint32_t balancer, uint32_t sla, int32_t change)
+{
+    struct waiting *w = &sim->waiting[balancer];
+    struct worker *me = balancer_worker(sim->balancers[balancer]);
+    w->n[sla] += (uint32_t)change;
+    sim->totals.waiting += (uint64_t)(int64_t)change;
+    __atomic_store_n(&me->queued_class[sla], w->n[sla], __ATOMIC_RELAXED);
+    __atomic_store_n(&me->queued, me->queued + (uint64_t)(int64_t)change, __ATOMIC_RELAXED);
+}
+
+/* A flow that no server has room for, or that the reserve holds, waits at its balancer, or is refused. */
 static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
 {
-    if (place(sim, j, avoid))
+    if (place(sim, j, avoid, waiting_before(sim, j->balancer, j->sla)) == PLACED)
         return;
     struct waiting *w = &sim->waiting[j->balancer];
-    if (w->n >= sim->config.queue_slots) {
+    if ((uint64_t)w->n[0] + w->n[1] + w->n[2] >= sim->config.queue_slots) {
         finish(sim, j, NO_SERVER, SIM_REFUSED);
         return;
     }
-    job_append(&w->list, j);
-    w->n++;
-    sim->totals.waiting++;
+    j->next = NULL;
+    j->prev = w->tail[j->sla];
+    if (j->prev != NULL)
+        j->prev->next = j;
+    else
+        w->head[j->sla] = j;
+    w->tail[j->sla] = j;
+    count_waiting(sim, j->balancer, j->sla, 1);
+}
+
+/* Let this waiting flow go if a server takes it; waiting: how many wait before it. */
+static enum placed release(struct sim *sim, struct job *j, uint32_t waiting)
+{
+    struct waiting *w = &sim->waiting[j->balancer];
+    uint32_t sla = j->sla, balancer = j->balancer;
+    /* Out of the list first: it may end at once and be another flow's then. */
+    struct job *prev = j->prev, *next = j->next;
+    *(prev != NULL ? &prev->next : &w->head[sla]) = next;
+    *(next != NULL ? &next->prev : &w->tail[sla]) = prev;
+    enum placed placed = place(sim, j, NO_SERVER, waiting);
+    if (placed != PLACED) {
+        *(prev != NULL ? &prev->next : &w->head[sla]) = j;
+        *(next != NULL ? &next->prev : &w->tail[sla]) = j;
+        j->prev = prev;
+        j->next = next;
+        return placed;
+    }
+    count_waiting(sim, balancer, sla, -1);
+    w->passed[sla] = 0;
+    for (uint32_t worse = sla + 1; worse < SLA_CLASSES; worse++)
+        w->passed[worse] += w->head[worse] != NULL;
+    return PLACED;
+}
+
+/* The flow that a server is offered first: the oldest of the best class, but for one that too many have passed. */
+static struct job *first_waiting(const struct waiting *w)
+{
+    struct job *first = NULL;
+    for (uint32_t sla = SLA_CLASSES; sla-- > 0;)
+        if (w->head[sla] != NULL && (first == NULL || w->passed[first->sla] < PASSED_MAX))
+            first = w->head[sla];
+    return first;
+}
+
+/* One balancer's queue moves on. The first is offered what is free as if nobody waited before it; a server that is too dear for
+ * it may suit the last, who has most to wait for. */
+static void release_at(struct sim *sim, uint32_t balancer)
+{
+    struct waiting *w = &sim->waiting[balancer];
+    struct job *first;
+    while ((first = first_waiting(w)) != NULL) {
+        enum placed placed = release(sim, first, 0);
+        for (uint32_t sla = SLA_CLASSES; placed == PLACE_HELD && sla-- > 0;)
+            if (w->tail[sla] != NULL)
+                placed = release(sim, w->tail[sla], waiting_before(sim, balancer, sla) - 1);
+        if (placed != PLACED)
+            return;
+    }
 }
 
 /* A place may have come free: the balancers' queues move on, each in its order. */
@@ -187,21 +270,8 @@ static void release_waiting(struct sim *sim)
     if (sim->releasing)
         return; /* a flow that fails at once closes inside place(): the loop below sees its place */
     sim->releasing = true;
-    for (uint32_t b = 0; b < sim->config.n_balancers; b++) {
-        struct waiting *w = &sim->waiting[b];
-        while (w->list.head != NULL) {
-            struct job *j = job_pop(&w->list);
-            if (!place(sim, j, NO_SERVER)) {
-                j->next = w->list.head;
-                if (w->list.head == NULL)
-                    w->list.tail = j;
-                w->list.head = j;
-                break;
-            }
-            w->n--;
-            sim->totals.waiting--;
-        }
-    }
+    for (uint32_t b = 0; b < sim->config.n_balancers; b++)
+        release_at(sim, b);
     sim->releasing = false;
 }
 
@@ -260,6 +330,18 @@ static void serve(struct sim *sim)
     }
 }
 
+static enum sla_class class_of(uint64_t seed, uint64_t number, double gold, double bronze)
+{
+    double u = (double)(rng_mix(rng_mix(seed ^ 0x736c61ULL) + number) >> 11) * 0x1p-53;
+    return u < gold ? SLA_GOLD : u < gold + bronze ? SLA_BRONZE : SLA_SILVER;
+}
+
+void sim_classes(uint64_t seed, double gold, double bronze, uint64_t first, uint64_t n, uint8_t *classes)
+{
+    for (uint64_t i = 0; i < n; i++)
+        classes[i] = (uint8_t)class_of(seed, first + i, gold, bronze);
+}
+
 static void arrive(struct sim *sim)
 {
     struct arrival a;
@@ -275,6 +357,7 @@ static void arrive(struct sim *sim)
     j->key = a.key;
     j->number = sim->totals.arrivals++;
     j->balancer = a.balancer;
+    j->sla = (uint32_t)class_of(sim->config.seed, j->number, sim->config.gold, sim->config.bronze);
     j->retries = 0;
     sim->totals.work_sum_ns += a.work_ns;
     if (j->number < sim->config.records_max) {

@@ -96,11 +96,12 @@ struct sim_config {
     uint64_t sample_ns;             /* the balancers' tick: refresh and duration samples; 0: none */
     uint64_t stale_after_ns;        /* settings.stale_after_ns */
     uint64_t clients;               /* distinct clients, of equal activity; 0: each flow is its own */
+    double   gold, bronze;          /* shares of the flows that are of these classes, the rest is silver: see sim_classes() */
     uint32_t n_servers;
     uint32_t n_balancers;
     uint32_t n_events;
     uint32_t retries;               /* of a flow whose server refused to connect */
-    uint32_t queue_slots;           /* flows that one balancer holds while all servers are at maxconn */
+    uint32_t queue_slots;           /* flows that one balancer holds while servers are at maxconn or too dear */
     uint32_t fallback_rule;         /* enum rule_id, and the settings of that name */
     uint32_t fallback_curve;
     uint32_t fallback_choices;
@@ -180,6 +181,10 @@ int sim_schedule(struct sim *sim, const struct sim_event *event);
 
 void sim_totals(const struct sim *sim, struct sim_totals *out);
 void sim_servers(const struct sim *sim, struct sim_server_state *out);
+
+/* The SLA class (enum sla_class) of each of n flows from number first on: a hash of seed and number, so that classes shift no
+ * other draw. */
+void sim_classes(uint64_t seed, double gold, double bronze, uint64_t first, uint64_t n, uint8_t *classes);
 
 /* Simulated time zero as the segments see it (their zero means never), and now. */
 uint64_t sim_epoch_ns(void);

@@ -182,6 +182,8 @@ bool sim_apply(struct sim *sim, struct sim_event event)
 
 static bool config_valid(const struct sim_config *c)
 {
+    if (!(c->gold >= 0 && c->bronze >= 0 && c->gold + c->bronze <= 1 + 1e-9))
+        return false;
     if (c->n_servers < 1 || c->n_servers > SERVERS_LIMIT || c->servers_array == NULL || c->retries > 255 ||
         c->n_balancers < 1 || c->n_balancers > UINT16_MAX || c->balancers_array == NULL || c->fallback_rule >= RULES ||
         (c->n_events > 0 && c->events_array == NULL) || (c->records_max > 0 && c->records == NULL))

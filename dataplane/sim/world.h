@@ -10,9 +10,11 @@ struct job_chunk {
     struct job jobs[];
 };
 
+/* The flows that wait at one balancer, in order of arrival within their class. */
 struct waiting {
-    struct job_list list;
-    uint64_t n;
+    struct job *head[SLA_CLASSES], *tail[SLA_CLASSES];
+    uint32_t n[SLA_CLASSES];
+    uint32_t passed[SLA_CLASSES];   /* flows of better classes that left since one of this class could last have left */
 };
 
 struct sim {

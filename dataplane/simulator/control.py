@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 class PolicyControl:
     """One policy over the segments of a simulation; call it every interval."""
 
-    def __init__(self, policy: Policy, segments: list[MemorySegment], balancers: int, interval: float) -> None:
+    def __init__(
+        self, policy: Policy, segments: list[MemorySegment], balancers: int, interval: float, reserve: str = "off"
+    ) -> None:
         # Only who runs a policy here needs the control plane, which itself imports the data plane.
         from controlplane.observation import Observer
 
         # Balancers that share a segment see all flows, so each of them is the only one as far as the policy can tell.
         seen = balancers if len(segments) > 1 else 1
         self.policies = [copy.deepcopy(policy) for _ in segments]
-        self.observers = [Observer(segment, interval, seen) for segment in segments]
+        self.observers = [Observer(segment, interval, seen, reserve=reserve) for segment in segments]
         self.sequence = 0
 
     def __call__(self) -> None:

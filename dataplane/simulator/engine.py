@@ -213,6 +213,7 @@ class Simulation:
         c.sample_ns = _nanoseconds(world.sample)
         c.stale_after_ns = UNLIMITED_NS if world.stale_after is None else _nanoseconds(world.stale_after)
         c.clients = world.clients
+        c.gold, c.bronze = world.gold, world.bronze
         c.retries = world.retries
         c.queue_slots = world.queue_slots
         rule = {"maglev": lib.RULE_MAGLEV, "alias": lib.RULE_ALIAS, "wrr": lib.RULE_WRR}
@@ -324,15 +325,17 @@ class Simulation:
         policy: Policy | None = None,
         *,
         interval: float = 0.2,
+        reserve: str = "off",
         control: Callable[[Simulation], None] | None = None,
     ) -> Result:
         """Run the world to its end.
 
-        policy: decides for each balancer at the start and every interval. control: is called then instead, and may
+        policy: decides for each balancer at the start and every interval; reserve: "off", "classic" or "learned", what
+        it is told of holding flows back. control: is called then instead, and may
         publish what it likes. With neither, what was published before stays in force and the run is one C call.
         """
         if policy is not None:
-            decide = PolicyControl(policy, self.segments, self.world.balancers, interval)
+            decide = PolicyControl(policy, self.segments, self.world.balancers, interval, reserve)
             return self.run(control=lambda _: decide(), interval=interval)
         end_ns = FOREVER_NS if self.world.duration is None else _nanoseconds(self.world.duration)
         warmup_ns = _nanoseconds(self.world.warmup)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataplane._dataplane import ffi, lib
 from dataplane.simulator.world import World
 
 OUTCOME_OK = 0
@@ -68,6 +69,13 @@ class Summary:
         return self.refused + self.overflowed
 
 
+def flow_classes(world: World, n: int) -> NDArray[np.uint8]:
+    """Return the SLA class of the first n flows of a world: 0 gold, 1 silver, 2 bronze."""
+    classes = np.zeros(max(n, 1), dtype=np.uint8)
+    lib.sim_classes(world.seed % 2**64, world.gold, world.bronze, 0, n, ffi.from_buffer("uint8_t[]", classes))
+    return classes[:n]
+
+
 def batch_error(values: NDArray[np.float64]) -> float:
     """Return the half width of the 95 % confidence interval of the mean of a stationary sequence."""
     size = len(values) // BATCHES
@@ -99,6 +107,11 @@ class Result:
         r = self._after_warmup()
         r = r[r["outcome"] == OUTCOME_OK]
         return np.asarray((r["closed_ns"] - r["arrival_ns"]) * 1e-9)
+
+    @property
+    def classes(self) -> NDArray[np.uint8]:
+        """The SLA class of each record: 0 gold, 1 silver, 2 bronze."""
+        return flow_classes(self.world, len(self.records))
 
     def _after_warmup(self) -> NDArray[Any]:
         # Arrivals are in order.

@@ -316,7 +316,9 @@ class World:
     events: Sequence[Event] = ()
     detect: float = 1.0  # from a crash or recovery until the health checks have seen it
     retries: int = 3
-    queue_slots: int = UNLIMITED  # flows that a balancer holds while all servers are at their maxconn
+    queue_slots: int = UNLIMITED  # flows that a balancer holds while servers are full, or too dear for the reserve
+    gold: float = 0.0  # shares of the flows that are of these SLA classes, the others are silver
+    bronze: float = 0.0
     fallback: Literal["lsq", "sed", "gsed", "maglev", "alias", "wrr"] = "lsq"
     stale_after: float | None = None  # None: the directive stays in force without a sign of life
     sample: float = 0.05  # the balancers' tick: refresh, and samples of open flows' durations
