@@ -25,7 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("policy", "list, show, set or roll back policies"),
     "server": ("server", "list servers; drain, ready, maint, weight"),
     "sim": ("sim", "compare policies in the simulator: scenarios, seeds, confidence intervals, reports"),
+    "compare": ("compare", "Vickrey beside HAProxy, nginx and Envoy on the same arrivals; a report with plots"),
     "reload": ("reload", "make a running balancer read its configuration file again"),
+    "replay": ("replay", "send a trace to a running server or balancer, open loop, with a report"),
+    "testbed": ("testbed", "real servers to balance over: Apache or Python, in namespaces under CPU quotas"),
     "trace": ("trace", "look at traces of arrivals, convert them, make them up"),
 }
 

@@ -7,6 +7,7 @@ machine with what it measures.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from typing import Protocol
 
@@ -16,14 +17,48 @@ _HEADERS = re.compile(
 _MAX_HEAD_BYTES = 65_536
 
 # Why a request has no answer.
-OK, CONNECT, CLOSED, TIMEOUT, MALFORMED, ABORTED = range(6)
-ERROR_NAMES = ("ok", "connect", "closed", "timeout", "malformed", "aborted")
+OK, CONNECT, CLOSED, TIMEOUT, MALFORMED, ABORTED, REFUSED, RESET, UNREACHABLE, CONNECT_TIMEOUT, LOCAL = range(11)
+ERROR_NAMES = (
+    "ok",
+    "connect",  # no connection, for a reason that has no name here
+    "closed",  # the connection ended, in order, before the answer did
+    "timeout",  # no answer, or not all of it, in time
+    "malformed",  # what came is no HTTP/1.1
+    "aborted",  # the run was ended first
+    "refused",  # nobody listens
+    "reset",  # the connection was reset
+    "unreachable",  # no way there, or nobody answers for it
+    "connect-timeout",  # not even a connection in time
+    "local",  # the generator had no descriptor or port left: its fault, not the server's
+)
+
+_BY_ERRNO = {
+    errno.ECONNREFUSED: REFUSED,
+    errno.ENOENT: REFUSED,
+    errno.ECONNRESET: RESET,
+    errno.ECONNABORTED: RESET,
+    errno.EPIPE: RESET,
+    errno.EHOSTUNREACH: UNREACHABLE,
+    errno.ENETUNREACH: UNREACHABLE,
+    errno.ETIMEDOUT: UNREACHABLE,
+    errno.EMFILE: LOCAL,
+    errno.ENFILE: LOCAL,
+    errno.EADDRNOTAVAIL: LOCAL,
+    errno.ENOBUFS: LOCAL,
+    errno.ENOMEM: LOCAL,
+}
+
+
+def error_of(failure: BaseException, otherwise: int) -> int:
+    """The class of an error of the system."""
+    return _BY_ERRNO.get(getattr(failure, "errno", None) or 0, otherwise)
 
 
 class Owner(Protocol):
     def first_byte(self, index: int) -> None: ...
     def finished(self, connection: Connection, answer: Answer) -> None: ...
-    def failed(self, connection: Connection, error: int) -> None: ...
+    def failed(self, connection: Connection, error: int) -> None: ...  # index -1: an idle connection
+    def lost(self, connection: Connection) -> None: ...  # once a connection, the last that is heard of it
 
 
 class Answer:
@@ -70,6 +105,10 @@ class Connection(asyncio.Protocol):
         self.index = -1
         if self.transport is not None:
             self.transport.abort()
+
+    def close_in_order(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self.index < 0:  # an answer nobody asked for
@@ -173,8 +212,8 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         answer = self._answer
-        if not answer.keeps_alive and self.transport is not None:
-            self.transport.close()
+        if not answer.keeps_alive:
+            self.close_in_order()
         self.owner.finished(self, answer)
 
     def _fail(self, error: int) -> None:
@@ -186,5 +225,6 @@ class Connection(asyncio.Protocol):
         if self.index >= 0 and self._in_body and self._body_left < 0 and not self._is_chunked and exc is None:
             self._finish()  # the body that lasts until the end of the connection
         else:
-            self.owner.failed(self, CLOSED)
+            self.owner.failed(self, CLOSED if exc is None else error_of(exc, CLOSED))
         self.transport = None
+        self.owner.lost(self)

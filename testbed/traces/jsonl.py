@@ -70,6 +70,16 @@ class JsonLines:
                 raise ValueError(f"{field.column} {error}") from None
         return out["t"], out.get("work", _NAN), *(out.get(name, 0) for name in ("bytes", "key", "balancer"))
 
+    @property
+    def key_column(self) -> str:
+        """The member that is the key; empty: none is."""
+        key = self._mapping.fields.get("key")
+        return key.column if key else ""
+
+    def key_text(self, line: bytes) -> bytes:
+        """Return the key of this row as it was written."""
+        return str(_object(line).get(self.key_column, "")).encode("utf-8", "surrogatepass")
+
     def parse_many(self, text: Text, start: Offsets, end: Offsets) -> tuple[Records, Mask]:
         """Read the objects, and take each member of all of them at once, where they are of the plain types."""
         records = np.zeros(len(start), dtype=RECORD)

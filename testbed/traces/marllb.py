@@ -44,6 +44,10 @@ class Marllb:
             raise field_error("n", error) from None
         return t_ns, work, 0, hashed_one(query), 0
 
+    def key_text(self, line: bytes) -> bytes:
+        """Return what the key of this row is a hash of: the query."""
+        return line.partition(b"\t")[2]
+
     def parse_many(self, text: Text, start: Offsets, end: Offsets) -> tuple[Records, Mask]:
         columns = Columns(text, start, end, ord("\t"), 2)
         t_ns, time_ok = scaled(text, *columns[0], 9)

@@ -32,7 +32,7 @@ BINARY = "npy"
 FORMATS = ("marllb", "wikibench", "azure2021", AZURE2019, "csv", "jsonl", BINARY)
 _LINES_LOOKED_AT = 10
 
-_ROW_FORMATS: dict[str, Callable[[dict[str, Field]], RowFormat]] = {
+ROW_FORMATS: dict[str, Callable[[dict[str, Field]], RowFormat]] = {
     "marllb": lambda told: Marllb(),
     "wikibench": lambda told: WikiBench(),
     "azure2021": lambda told: Azure2021(),
@@ -104,7 +104,7 @@ class TraceFile:
         yield from in_order(blocks, self.options.reorder, self.problems)
 
     def _rows(self, file: Input) -> Iterator[Block]:
-        form = _ROW_FORMATS[self.format](self._told)
+        form = ROW_FORMATS[self.format](self._told)
         for block in read_rows(file.pieces(), form, self.problems):
             self.work_unit = form.work_unit
             yield block
@@ -148,7 +148,7 @@ def detect(beginning: bytes, name: str, told: dict[str, Field] | None = None) ->
     if JsonLines(told).recognizes(lines[0]):
         return "jsonl"
     for known in ("marllb", "wikibench", "azure2021"):
-        form = _ROW_FORMATS[known]({})
+        form = ROW_FORMATS[known]({})
         if form.takes_header(lines[0]) or 2 * _rows_of(form, lines) > len(lines):
             return known
     if Table(told).recognizes(lines[0]):

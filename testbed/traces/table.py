@@ -69,6 +69,16 @@ class Table:
             raise ValueError(f"expected {len(self._columns)} columns, not {len(cells)}")
         return self._mapping.row(dict(zip(self._columns, (cell.encode("latin-1") for cell in cells), strict=True)))
 
+    @property
+    def key_column(self) -> str:
+        """The column that is the key; empty: none is."""
+        key = self._mapping.fields.get("key")
+        return key.column if key else ""
+
+    def key_text(self, line: bytes) -> bytes:
+        """Return the key of this row as it was written."""
+        return self._split(line.decode("latin-1"))[self._last(self.key_column)].encode("latin-1")
+
     def parse_many(self, text: Text, start: Offsets, end: Offsets) -> tuple[Records, Mask]:
         columns = Columns(text, start, end, ord(self._separator), len(self._columns))
         fields = self._mapping.fields

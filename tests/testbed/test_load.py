@@ -15,7 +15,7 @@ from testbed import clock
 from testbed.backends.backend import Backend, Spec
 from testbed.demand import Demand, parse_demand
 from testbed.load.__main__ import main as load_main
-from testbed.load.connection import ABORTED, CLOSED, CONNECT, MALFORMED, OK, TIMEOUT
+from testbed.load.connection import ABORTED, CLOSED, MALFORMED, OK, REFUSED, TIMEOUT
 from testbed.load.generator import Generator, Result, Target, parse_url
 from testbed.load.report import summarize, write_csv
 from testbed.load.schedule import Schedule, from_csv, from_times, poisson
@@ -217,9 +217,9 @@ def test_a_server_that_is_silent_times_out():
     assert np.all(result.records["done_s"] - result.records["sent_s"] < 1.0)
 
 
-def test_nobody_there_is_a_connect_error():
+def test_nobody_there_is_a_refused_connection():
     result = clock.run(Generator(Target("127.0.0.1", free_port()), evenly(3, 0.01)).run())
-    assert result.records["error"].tolist() == [CONNECT] * 3
+    assert result.records["error"].tolist() == [REFUSED] * 3
 
 
 def test_every_request_may_have_its_own_connection():
@@ -272,7 +272,7 @@ def test_the_command_prints_one_json_document(capsys: pytest.CaptureFixture[str]
     assert load_main([f"127.0.0.1:{backend_port}", "--rate", "50", "--seconds", "0.2", "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["answered"] == 0
-    assert set(summary["errors"]) == {"connect"}
+    assert set(summary["errors"]) == {"refused"}
     assert load_main(["127.0.0.1:1", "--demand", "normal:1"]) == 2
     assert load_main(["ftp://127.0.0.1:1"]) == 2
 
