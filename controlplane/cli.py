@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "server": ("server", "list servers; drain, ready, maint, weight"),
     "sim": ("sim", "compare policies in the simulator: scenarios, seeds, confidence intervals, reports"),
     "compare": ("compare", "Vickrey beside HAProxy, nginx and Envoy on the same arrivals; a report with plots"),
+    "auction": ("auction", "the round-based auction simulation, its plots and its tamper-evident ledger"),
     "reload": ("reload", "make a running balancer read its configuration file again"),
     "replay": ("replay", "send a trace to a running server or balancer, open loop, with a report"),
     "testbed": ("testbed", "real servers to balance over: Apache or Python, in namespaces under CPU quotas"),

@@ -61,6 +61,7 @@ class Metrics:
         self.wins = np.zeros(servers, dtype=np.int64)
         self.work = np.zeros(servers)  # assigned so far
         self._busy = np.zeros(servers)  # sum of load ratios
+        self._carried = np.zeros(servers)  # sum of loads
 
     def add(
         self,
@@ -105,6 +106,7 @@ class Metrics:
             self._load[self.done // self.every] = load
             self._sensitivity[self.done // self.every] = sensitivity
         self._busy += ratio
+        self._carried += load
         self.done += 1
 
     @property
@@ -131,6 +133,11 @@ class Metrics:
     def mean_ratio(self) -> Floats:
         """Load ratio of each server over the rounds, (servers,)."""
         return self._busy / max(self.done, 1)
+
+    @property
+    def mean_load(self) -> Floats:
+        """Load of each server over the rounds, (servers,)."""
+        return self._carried / max(self.done, 1)
 
     def summary(self, skip: float = 0.0) -> dict[str, Any]:
         """Return the figures over the rounds after the first `skip` share of them; None where there is nothing."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from controlplane.auction.learning import MODES
 from controlplane.auction.mechanism import OVERLOAD, PARTNER_BELOW, Floats
@@ -51,8 +51,9 @@ def _range(least: float, open_end: bool) -> Callable[[Any], tuple[float, float]]
     return read
 
 
-Range = Annotated[tuple[float, float], PlainValidator(_range(0.0, False))]
-PositiveRange = Annotated[tuple[float, float], PlainValidator(_range(0.0, True))]
+_as_list = PlainSerializer(list, return_type=list[float])
+Range = Annotated[tuple[float, float], PlainValidator(_range(0.0, False)), _as_list]
+PositiveRange = Annotated[tuple[float, float], PlainValidator(_range(0.0, True)), _as_list]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
