@@ -78,6 +78,9 @@ bool balancer_is_up(const struct balancer *b, uint32_t server);
 /* Hold the auction (or draw the lottery) and account for it. */
 struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, uint64_t now_ns);
 
+/* The least number of flows waiting before one of this class at which the reserve does not hold it from this bid; UINT32_MAX: none. */
+uint32_t balancer_waiting_for(const struct balancer *b, uint32_t sla, float bid);
+
 /* The flow goes to award.server: in flight from now on. opened_ns: when its first byte was seen. */
 void flow_open(struct balancer *b, struct flow *f, uint32_t server, float load, uint64_t opened_ns, uint64_t now_ns);
 /* The flow ends: leaves the in-flight count; outcome feeds counters, profile, histogram and reservoirs as the enum says.

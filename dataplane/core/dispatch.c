@@ -99,6 +99,25 @@ static bool is_held(const struct balancer *b, const struct book *k, const struct
     return false;
 }
 
+uint32_t balancer_waiting_for(const struct balancer *b, uint32_t sla, float bid)
+{
+    const struct book *k = b->fallback_active ? &b->fallback : &b->primary;
+    float factor = sla < SLA_CLASSES ? k->sla_reserve[sla] : 1.0f;
+    if (k->held_above == NULL || bid <= curve_at(k->held_above, 0) * factor)
+        return 0;
+    uint32_t low = 0, high = IN_FLIGHT_MAX;         /* held at low, not at high */
+    if (!(bid <= curve_at(k->held_above, high) * factor))
+        return UINT32_MAX;
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (bid <= curve_at(k->held_above, middle) * factor)
+            high = middle;
+        else
+            low = middle;
+    }
+    return high;
+}
+
 struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, uint64_t now_ns)
 {
     (void)now_ns;

@@ -136,8 +136,8 @@ static uint32_t waiting_before(const struct sim *sim, uint32_t balancer, uint32_
     return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
-/* Give a flow to servers until one takes it or its retries are spent; or say why it has to wait. */
-static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_t waiting)
+/* Give a flow to servers until one takes it or its retries are spent; or say why it has to wait, and for what bid. */
+static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_t waiting, float *bid)
 {
     uint64_t now_ns = sim->now_ns + EPOCH_NS;
     struct balancer *b = sim->balancers[j->balancer];
@@ -146,6 +146,7 @@ static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_
         struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting };
         struct award award = balancer_dispatch(b, &key, now_ns);
         if (award.server >= sim->config.n_servers) {
+            *bid = award.bid;
             if (award.full != 0)
                 return award.held != 0 ? PLACE_HELD : PLACE_FULL;
             finish(sim, j, NO_SERVER, SIM_REFUSED);
@@ -197,7 +198,8 @@ static void count_waiting(struct sim *sim, uint32_t balancer, uint32_t sla, int3
 /* A flow that no server has room for, or that the reserve holds, waits at its balancer, or is refused. */
 static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
 {
-    if (place(sim, j, avoid, waiting_before(sim, j->balancer, j->sla)) == PLACED)
+    float bid;
+    if (place(sim, j, avoid, waiting_before(sim, j->balancer, j->sla), &bid) == PLACED)
         return;
     struct waiting *w = &sim->waiting[j->balancer];
     if ((uint64_t)w->n[0] + w->n[1] + w->n[2] >= sim->config.queue_slots) {
@@ -215,7 +217,7 @@ static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
 }
 
 /* Let this waiting flow go if a server takes it; waiting: how many wait before it. */
-static enum placed release(struct sim *sim, struct job *j, uint32_t waiting)
+static enum placed release(struct sim *sim, struct job *j, uint32_t waiting, float *bid)
 {
     struct waiting *w = &sim->waiting[j->balancer];
     uint32_t sla = j->sla, balancer = j->balancer;
@@ -223,7 +225,7 @@ static enum placed release(struct sim *sim, struct job *j, uint32_t waiting)
     struct job *prev = j->prev, *next = j->next;
     *(prev != NULL ? &prev->next : &w->head[sla]) = next;
     *(next != NULL ? &next->prev : &w->tail[sla]) = prev;
-    enum placed placed = place(sim, j, NO_SERVER, waiting);
+    enum placed placed = place(sim, j, NO_SERVER, waiting, bid);
     if (placed != PLACED) {
         *(prev != NULL ? &prev->next : &w->head[sla]) = j;
         *(next != NULL ? &next->prev : &w->tail[sla]) = j;
@@ -248,17 +250,35 @@ static struct job *first_waiting(const struct waiting *w)
     return first;
 }
 
-/* One balancer's queue moves on. The first is offered what is free as if nobody waited before it; a server that is too dear for
- * it may suit the last, who has most to wait for. */
+/* The first flow, in the queue's order, that has enough others before it to take a server that bids so; NULL: none. */
+static struct job *first_willing(const struct sim *sim, uint32_t balancer, float bid, uint32_t *waiting)
+{
+    const struct waiting *w = &sim->waiting[balancer];
+    for (uint32_t sla = 0; sla < SLA_CLASSES; sla++) {
+        uint32_t last = waiting_before(sim, balancer, sla), first = last - w->n[sla];
+        uint32_t least = balancer_waiting_for(sim->balancers[balancer], sla, bid);
+        if (w->n[sla] == 0 || least >= last)
+            continue;
+        struct job *j = w->head[sla];
+        for (*waiting = first; *waiting < least; ++*waiting)
+            j = j->next;
+        return j;
+    }
+    return NULL;
+}
+
+/* One balancer's queue moves on. Who comes first is offered what is free as if nobody waited before it; a server too dear for it
+ * goes to the first of the others that has enough before it. */
 static void release_at(struct sim *sim, uint32_t balancer)
 {
     struct waiting *w = &sim->waiting[balancer];
-    struct job *first;
-    while ((first = first_waiting(w)) != NULL) {
-        enum placed placed = release(sim, first, 0);
-        for (uint32_t sla = SLA_CLASSES; placed == PLACE_HELD && sla-- > 0;)
-            if (w->tail[sla] != NULL)
-                placed = release(sim, w->tail[sla], waiting_before(sim, balancer, sla) - 1);
+    struct job *j;
+    while ((j = first_waiting(w)) != NULL) {
+        float bid;
+        uint32_t waiting;
+        enum placed placed = release(sim, j, 0, &bid);
+        if (placed == PLACE_HELD && (j = first_willing(sim, balancer, bid, &waiting)) != NULL)
+            placed = release(sim, j, waiting, &bid);
         if (placed != PLACED)
             return;
     }
