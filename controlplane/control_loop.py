@@ -1,5 +1,5 @@
 """The control loop of one service: observe, decide, check, publish, give a sign of life. No thread and no clock in
-here.
+here; the ledger, for a policy that asks for one, has its own (controlplane/auction/live_ledger.py).
 
 The controller runs `cycle` on a live segment every interval; simulator and benchmarks call it with their own clock.
 What may go wrong with a policy, and what follows:
@@ -19,11 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from controlplane import registry
+from controlplane.auction.live_ledger import LiveLedger, check_writable
 from controlplane.directive import DirectiveError, check, to_data
 from controlplane.guard import Guard
 from controlplane.observation import Observer
@@ -40,6 +42,8 @@ SHADOW_CYCLES = 3
 HISTORY = 3
 # A decision may take half the interval, but no less than this, seconds.
 DEADLINE_LEAST = 0.02
+# A change of policy waits no longer than this for the ledger that it ends.
+LEDGER_SECONDS = 0.2
 # Times that a demoted service writes in the log what its policy did wrong.
 LOG_EVERY = 50
 
@@ -62,6 +66,9 @@ class Chosen:
             raise ValueError(f"policy enforcing: expected 0 … 100, not {enforcing!r}")
         self.enforcing_percent = 0 if self.shadow else enforcing
         self.guarded = bool(given.get("guard", True))
+        self.ledger: tuple[Path, float] | None = None  # where, and share of the flows in it
+        if given.get("ledger") is not None:
+            self.ledger = Path(given["ledger"]), float(given.get("ledger_sample", registry.LEDGER_SAMPLE))
         self.spec = given | {"name": registry.canonical(given["name"])}
 
 
@@ -120,11 +127,19 @@ class ControlLoop:
         self._published: DirectiveData | None = None
         self._signature: tuple[int, ...] = ()
         self._windows = Guard.new_windows()
+        self.ledger: LiveLedger | None = None
 
     def begin(self, *, takeover: bool = False) -> None:
         """Become the segment's controller; ControllerLockedError: another one is."""
         self.segment.begin_controller(takeover=takeover)
         self._sequence = self.segment.directives_published
+        self._keep_ledger()
+
+    def close(self, seconds: float = 2.0) -> None:
+        """End what runs beside the loop, the ledger's writer, or leave it behind after so long. The segment stays."""
+        if self.ledger is not None:
+            self.ledger.close(seconds)
+            self.ledger = None
 
     # --- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -152,6 +167,8 @@ class ControlLoop:
         if directive is not None:
             self.last = directive
             self._publish(o, directive, now_ns)
+            if self.ledger is not None:
+                self.ledger.round(o, directive, self.chosen.spec["name"])
         if self._swap is not None:
             self._try_swap(self._swap, o, now_ns)
         elif self.guard is not None:
@@ -224,7 +241,10 @@ class ControlLoop:
 
     def swap(self, spec: str | Mapping[str, Any], done: Callable[[str | None], None]) -> None:
         """Let another policy take over after it decided in shadow; raises ValueError when there is no such policy."""
-        self._begin_swap(Swap(Chosen(spec), done))
+        chosen = Chosen(spec)
+        if chosen.ledger is not None:
+            check_writable(chosen.ledger[0])
+        self._begin_swap(Swap(chosen, done))
 
     def rollback(self, done: Callable[[str | None], None]) -> None:
         """Go back to the policy before; ValueError: there is none."""
@@ -272,10 +292,21 @@ class ControlLoop:
             self.history.append(before.spec)
         log.info("%s: policy %s -> %s (%s)", self.service, before.spec["name"], chosen.spec["name"], why)
         self.chosen = chosen
+        self._keep_ledger()
         self._late = self._rejected = 0
         compare = keep and chosen.guarded and not self.demoted and chosen.enforcing_percent > 0
         self.guard = self._windows.guard() if compare else None
         self.on_change(chosen.spec, why)
+
+    def _keep_ledger(self) -> None:
+        """Let the ledger be the one that the policy in charge asks for; one that goes on is not touched."""
+        wanted = self.chosen.ledger
+        now = (self.ledger.path, self.ledger.sample) if self.ledger is not None else None
+        if wanted == now:
+            return
+        self.close(LEDGER_SECONDS)
+        if wanted is not None:
+            self.ledger = LiveLedger(wanted[0], self.segment, self.service, wanted[1])
 
     def _watch(self, guard: Guard, now_ns: int) -> None:
         verdict = guard.judge(self._windows)
@@ -312,6 +343,8 @@ class ControlLoop:
             "cycle_ms_max": round(float(seconds.max()) * 1e3, 3),
             "servers": [],
         }
+        if self.ledger is not None:
+            shown["ledger"] = self.ledger.state
         o, last = self.observation, self.last
         if o is None or last is None:
             return shown

@@ -203,6 +203,7 @@ class Controller:
         for service in self.services.values():
             service.join(1.0)
             if not service.is_alive():
+                service.loop.close()
                 service.loop.segment.close()
 
 

@@ -50,7 +50,10 @@ ALIASES: dict[str, str] = {
 }
 
 # Keys of `policy:` that belong to the controller, not to the policy.
-CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing", "guard"})
+CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing", "guard", "ledger", "ledger_sample"})
+
+# Share of the flows whose auctions the ledger has, beside its rounds.
+LEDGER_SAMPLE = 0.001
 
 
 class UnknownPolicyError(ValueError):
@@ -106,6 +109,7 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
     name = spec.get("name")
     if not isinstance(name, str):
         raise UnknownPolicyError("policy: a name is needed")
+    _check_ledger(spec)
     arguments = {key: value for key, value in spec.items() if key not in CONTROLLER_OPTIONS}
     try:
         make = factory(name)
@@ -126,3 +130,11 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
     if not callable(getattr(policy, "decide", None)):
         raise ValueError(f"policy {canonical(name)}: it has no decide()")
     return policy
+
+
+def _check_ledger(spec: Mapping[str, Any]) -> None:
+    path, sample = spec.get("ledger"), spec.get("ledger_sample", LEDGER_SAMPLE)
+    if path is not None and (not isinstance(path, str) or not path or "\0" in path):
+        raise ValueError(f"ledger: expected the path of a file, not {path!r}")
+    if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not 0 <= sample <= 1:
+        raise ValueError(f"ledger_sample: expected a share from 0 to 1, not {sample!r}")

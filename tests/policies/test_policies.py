@@ -139,25 +139,3 @@ def test_active_wcmp_takes_from_the_loaded_and_gives_to_the_idle():
         o = observation(2, now=100 + step * 0.5, profile=profile(2, time=time), in_flight=np.array([8.0, 1.0]))
         weights = policy.decide(o).weights
     assert weights[1] > 4 * weights[0]
-
-
-def test_the_classic_auction_gives_capacity_by_observed_rate_and_sensitivity_to_the_slow():
-    policy = registry.create("auction")
-    policy.decide(observation(2))
-    time, done = np.zeros((2, len(CURVE_N))), np.zeros((2, len(CURVE_N)))
-    time[:, 1] = 1.0
-    done[:, 1] = [10.0, 40.0]
-    o = observation(
-        2,
-        now=101.0,
-        profile=profile(2, time=time, completions=done),
-        fct_sum=np.array([1.0, 1.0]),
-        in_flight=np.array([5.0, 5.0]),
-        flows=done.sum(axis=1),
-        auctions_won=np.array([10.0, 40.0]),
-        bid_sum=np.array([5.0, 20.0]),
-    )
-    classic = policy.decide(o).classic
-    assert classic.capacity == pytest.approx([4.0, 16.0])  # 20 flows of room, 1 : 4
-    assert classic.sensitivity[0] > 1 > classic.sensitivity[1]
-    assert classic.reserve == pytest.approx(0.75)
