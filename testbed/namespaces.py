@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from testbed.topology_state import MARK
+
 RUN = Path("/run/netns")  # where iproute2 keeps them
 POOL = ipaddress.IPv4Network("198.18.0.0/15")
 HOST_PART = 1  # of the host in each /24
@@ -50,17 +52,25 @@ def program() -> str | None:
     return shutil.which("ip") or shutil.which("ip", path="/usr/sbin:/sbin")
 
 
-def ip(*arguments: str, commands: Sequence[str] = (), check: bool = True) -> str:
+def ip(*arguments: str, commands: Sequence[str] = (), check: bool = True, owner: str = "") -> str:
     """Run `ip`, with commands as a batch; returns its output. Raises NamespaceError.
 
-    In a session of its own, so that a Ctrl-C does not end it half way.
+    In a session of its own, so that a Ctrl-C does not end it half way; with the mark of its owner, a topology's id, so
+    that it is found when we are killed meanwhile.
     """
     found = program()
     if found is None:
         raise NamespaceError(why_not())
     call = [found, *arguments, *(["-batch", "-"] if commands else [])]
     done = subprocess.run(
-        call, input="\n".join(commands), capture_output=True, text=True, start_new_session=True, timeout=60, check=False
+        call,
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, MARK: f"{owner}:ip"} if owner else None,
     )
     if check and done.returncode:
         what = " ".join([*arguments, *(commands[:1])])
@@ -79,18 +89,21 @@ class Namespace:
 
     def make(self) -> None:
         """Make it, with loopback and eth0 up. Raises NamespaceError, and may then have made a part."""
+        topology = self.link.partition(".")[0]
         ip(
+            owner=topology,
             commands=[
                 f"netns add {self.name}",
                 f"link add {self.link} type veth peer name eth0 netns {self.name}",
                 f"address add {self.host}/32 dev {self.link}",
                 f"link set {self.link} up",
                 f"route add {self.address}/32 dev {self.link} src {self.host}",
-            ]
+            ],
         )
         ip(
             "-n",
             self.name,
+            owner=topology,
             commands=[
                 "link set lo up",
                 f"address add {self.address}/32 dev eth0",

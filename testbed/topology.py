@@ -53,16 +53,21 @@ class Topology:
         name: str | None = None,
         path: str = "",
         network: str | None = None,
+        is_program: bool = False,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """name: that it is known by, default its own id; network: instead of the file's; note: told of each step."""
+        """name: that it is known by, default its own id; network: instead of the file's; note: told of each step.
+
+        is_program: this process is here for the topology alone, and ends with it.
+        """
         self.file = file
         self._name = name
         self._path = path
         self._network = network or file.network
+        self._is_program = is_program
         self._note = note
         self._servers: list[Server] = []
-        self._timers: list[threading.Timer] = []
+        self._timers: dict[str, threading.Timer] = {}  # that end faults
         self._slowed: dict[str, float] = {}
         self.state: State | None = None
 
@@ -109,7 +114,8 @@ class Topology:
         if has_apache:
             self._note("measuring the CPU loop")
             apache.write_documents(documents)
-            calibration = apache.calibrate(Path(state.folder) / "calibration")
+            marked = {**os.environ, topology_state.MARK: f"{state.id}:calibration"}
+            calibration = apache.calibrate(Path(state.folder) / "calibration", env=marked)
             state.turn_ns = calibration.turn_ns
         signals.check()
         self._place(state, quotas, hierarchy, documents, calibration)
@@ -172,6 +178,7 @@ class Topology:
                 owner=os.getpid(),
                 owner_started=topology_state.started_at(os.getpid()),
                 boot_id=topology_state.boot_id(),
+                is_program=self._is_program,
                 subnet=subnet,
                 period_s=period,
                 balancers=self.file.balancers,
@@ -184,6 +191,7 @@ class Topology:
     @staticmethod
     def _make_folder(folder: Path, has_apache: bool) -> None:
         folder.mkdir()
+        (folder / "owner").write_text(f"{os.getpid()} {topology_state.started_at(os.getpid())}")
         folder.chmod(0o755)
         if has_apache and apache.user() is not None:
             for above in folder.parents:
@@ -252,7 +260,7 @@ class Topology:
         if state is None or state.owner != os.getpid():
             return
         with Deferred():
-            for timer in self._timers:
+            for timer in self._timers.values():
                 timer.cancel()
             state.phase = "stopping"
             with contextlib.suppress(OSError):
@@ -349,13 +357,13 @@ class Topology:
             return
         kind, seconds = fault.get("kind"), float(fault.get("seconds", 0.0))
         if kind not in APACHE_FAULTS:
-            raise ValueError(
-                f"{name}: unknown kind {kind!r} for {server.placed.backend}: one of {', '.join(APACHE_FAULTS)}"
-            )
+            raise ValueError(f"{name}: unknown kind {kind!r} for an Apache: one of {', '.join(APACHE_FAULTS)}")
         if kind == "slow" and server.group is None:
             raise ValueError(f"{name}: 'slow' divides a CPU quota, and there are none here: it needs root")
         if kind == "cut" and not server.placed.namespace:
             raise ValueError(f"{name}: 'cut' pulls a cable, and on loopback there is none")
+        if name in self._timers:
+            self._timers.pop(name).cancel()
         self._mend(server)
         if kind == "slow":
             self._slow(server, float(fault.get("factor", 4.0)))
@@ -366,7 +374,7 @@ class Topology:
         if seconds > 0 and kind != "none":
             timer = threading.Timer(seconds, self._mend, [server])
             timer.daemon = True
-            self._timers.append(timer)
+            self._timers[name] = timer
             timer.start()
 
     def reset(self) -> None:

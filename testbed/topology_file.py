@@ -15,6 +15,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,7 +185,17 @@ def find(name: str) -> Path:
 
 def load(name: str) -> TopologyFile:
     """Return a topology by name or path. Raises ConfigError with all that is wrong in it."""
-    return validate(read_yaml(find(name)))
+    path = find(name)
+    try:
+        return validate(read_yaml(path))
+    except ConfigError as error:
+        raise ConfigError(_of_topologies(problem) for problem in error.problems) from None
+
+
+def _of_topologies(problem: Problem) -> Problem:
+    """The reader of YAML speaks of the balancer's configuration."""
+    is_empty = problem.what.startswith("empty:")
+    return replace(problem, what="empty: expected at least 'servers:'") if is_empty else problem
 
 
 def validate(document: Document) -> TopologyFile:
@@ -234,6 +245,8 @@ def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:
             path[:-1] == other[:-1] and nearest(other[-1], [str(path[-1])]) for other in unknown
         ):
             continue  # it is there, misspelt
+        if error["type"] == "too_short" and any(len(other) > 1 and other[:1] == path for other, _ in found):
+            continue  # only because its elements are bad
         problem = locate(document.file, document.positions, path, _explain(error, path, document.root))
         if error["input"] is None and problem.key in complained:
             continue  # the reader has said what is wrong with this value

@@ -14,6 +14,7 @@ from testbed.processes import free_port
 from testbed.topology_file import AiohttpGroup, ApacheGroup, TopologyFile
 from testbed.topology_state import Placed
 
+TURN_NS = 5.0  # of ?n= where nothing computes and the file says nothing: about what PHP takes
 PORT, CONTROL = 8080, 8081  # in namespaces, where every server has an address of its own
 
 
@@ -97,6 +98,7 @@ def spec_of(file: TopologyFile, group: ApacheGroup | AiohttpGroup, placed: Place
         demand=pages.demand,
         size=pages.size,
         cpu=group.burn,
+        turn_ns=pages.turn * 1e9 or TURN_NS,
         seed=seed,
     )
 

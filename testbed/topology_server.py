@@ -20,9 +20,8 @@ from testbed import cgroups, namespaces
 from testbed.backends import apache
 from testbed.backends.backend import Spec
 from testbed.processes import Child, StartError, cpu_seconds, process_tree
-from testbed.topology_state import Placed, is_process, started_at
+from testbed.topology_state import MARK, Placed, is_process, started_at
 
-MARK = "VICKREY_TESTBED"  # in the environment of every process of a topology: ID:SERVER
 READY_S = 60.0  # 24 Python processes on two busy cores take their time
 ATTEMPTS = 4  # a free port of loopback may be taken before it is bound
 _ROOT = Path(__file__).resolve().parent.parent

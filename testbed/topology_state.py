@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+MARK = "VICKREY_TESTBED"  # in the environment of every process of a topology: ID:SERVER
 ID_PREFIX = "vk-tb"  # of everything that is made; veth names have room for 15 characters
 VERSION = 1
 
@@ -58,6 +59,7 @@ class State:
     owner: int
     owner_started: int
     boot_id: str
+    is_program: bool = False  # the starter ends with it
     phase: str = "starting"  # starting, running, stopping
     subnet: str = ""
     period_s: float = 0.0

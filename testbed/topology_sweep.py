@@ -22,6 +22,7 @@ from testbed.topology_state import ID_PREFIX, State, all_states, find, is_proces
 
 _ID = re.compile(ID_PREFIX + r"[0-9a-f]{4}")
 _OWNER_GRACE_S = 20.0
+_STRAY_AGE_S = 30.0
 
 
 @dataclass
@@ -102,8 +103,8 @@ def bring_down(state: State) -> Swept:
         deadline = time.monotonic() + _OWNER_GRACE_S
         while is_process(state.owner, state.owner_started) and time.monotonic() < deadline:
             current = find(state.name)
-            if current is None or current.id != state.id:
-                break  # it has cleaned up; a program of which the topology was only a part may well go on
+            if not state.is_program and (current is None or current.id != state.id):
+                break  # it has cleaned up; a program of which the topology was only a part may go on
             time.sleep(0.05)
         else:
             if is_process(state.owner, state.owner_started):
@@ -129,4 +130,15 @@ def strays() -> list[str]:
     with contextlib.suppress(cgroups.NoCgroups):
         names += cgroups.find().leftovers(ID_PREFIX)
     found = {match[0] for name in names if (match := _ID.match(name))}
-    return sorted(found - known)
+    return sorted(topology for topology in found - known if _is_orphan(topology))
+
+
+def _is_orphan(topology: str) -> bool:
+    """Is the starter of this topology gone? Without its word, one that was made lately or runs counts as alive."""
+    try:
+        pid, started = (int(word) for word in (folder_of(topology) / "owner").read_text().split())
+    except (OSError, ValueError):
+        places = [namespaces.RUN / name for name in namespaces.existing(f"{topology}-")] + [folder_of(topology)]
+        ages = [time.time() - place.stat().st_mtime for place in places if place.exists()]
+        return min(ages, default=_STRAY_AGE_S) >= _STRAY_AGE_S and not marked(f"{topology}:")
+    return not is_process(pid, started)

@@ -132,12 +132,14 @@ def _up_here(args: argparse.Namespace, file: TopologyFile, name: str) -> int:
     from testbed.namespaces import NamespaceError
     from testbed.processes import StartError
     from testbed.topology import AlreadyUp, Topology
+    from testbed.topology_file import find
 
     def note(text: str) -> None:
         print(f"{name}: {text}", file=sys.stderr, flush=True)
 
-    path = str(Path(args.topology).resolve()) if Path(args.topology).exists() else args.topology
-    topology = Topology(file, name=name, path=path, network=args.network, note=note)
+    topology = Topology(
+        file, name=name, path=str(find(args.topology).resolve()), network=args.network, is_program=True, note=note
+    )
     # From here on signals are looked at where it is safe: between two steps of the start, and while it is up.
     with Deferred() as signals:
         try:
@@ -157,8 +159,7 @@ def _up_here(args: argparse.Namespace, file: TopologyFile, name: str) -> int:
             _fail(error)
         except KeyboardInterrupt:
             signals.forget()
-            note("interrupted; nothing is left")
-            return 1
+            _fail("interrupted; nothing is left")
         signals.forget()
         note("down; nothing is left")
     return 0

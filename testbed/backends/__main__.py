@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--demand", default="fixed:0", help=f"SHAPE:MEAN_MS without ?d=; SHAPE is {', '.join(SHAPES)}")
     p.add_argument("--size", type=int, default=64, help="bytes of body without ?size=")
     p.add_argument("--cpu", action="store_true", help="burn CPU for the service time instead of waiting")
+    p.add_argument("--turn-ns", type=float, default=5.0, help="work of one of ?n=, in ns (default 5)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--spec", help="JSON list of objects with these options as keys: several backends in one process")
     return p

@@ -245,11 +245,11 @@ def error_log(folder: Path, last_bytes: int = 2000) -> str:
         return ""
 
 
-def calibrate(folder: Path, *, rounds: int = 5, cpu: int | None = None) -> Calibration:
+def calibrate(folder: Path, *, rounds: int = 5, env: dict[str, str] | None = None) -> Calibration:
     """Measure the loop's speed in an Apache with one worker; the best of some short rounds, as noise only slows."""
     probe = Apache("calibration", port=free_port(), status_port=free_port(), workers=1)
     write(probe, folder, folder, Calibration(1e6))
-    child = start(probe, folder, cpu=cpu)
+    child = start(probe, folder, env=env)
     try:
         child.wait_ready(lambda: accepts(probe.port))
         turns = 2_000_000

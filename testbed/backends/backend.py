@@ -1,6 +1,7 @@
 """One backend: an aiohttp server over a station of workers.
 
     GET /?d=MS&size=BYTES    d milliseconds of work at speed 1 (default: the backend's own distribution), then a body
+    GET /dummy.php/?n=N      the work of N turns of a loop (turn_ns each), as the traces of MARLLB ask for
     GET /health              200, or 503
     GET /stats               ground truth as JSON: busy, queued, served, …
     POST /fault              see faults.py
@@ -51,6 +52,7 @@ class Spec:
     demand: str = "fixed:0"  # of requests that name none
     size: int = 64  # bytes of body, likewise
     cpu: bool = False
+    turn_ns: float = 5.0  # of one of ?n=
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -179,6 +181,8 @@ class Backend:
             fields = parse_qs(query)
             if "d" in fields:
                 demand_ms = float(fields["d"][0])
+            elif "n" in fields:
+                demand_ms = float(fields["n"][0]) * self.spec.turn_ns / 1e6
             if "size" in fields:
                 size = int(fields["size"][0])
         if demand_ms is None:
