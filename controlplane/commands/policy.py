@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 DESCRIPTION = """\
@@ -131,18 +132,46 @@ def _value(option: str, text: str) -> Any:
 
 
 def describe(service: str, answer: dict[str, Any]) -> str:
-    """Return a policy's state in words."""
+    """Return a policy's state in words: keys and values, then what it knows of each server as a table."""
     from controlplane.table import plain_table
 
-    rows = []
-    for key, value in answer.items():
-        if isinstance(value, dict):
-            rows += [[f"{key}.{inner}", _short(v)] for inner, v in value.items()]
+    rows, tables = [], []
+    for key, value in _flat(answer):
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            tables.append(_table(value))
         else:
             rows.append([key, _short(value)])
-    if not rows:
-        return service
-    return f"{service}\n" + "\n".join("  " + line for line in plain_table(["", ""], rows).splitlines()[1:])
+    lines = plain_table(["", ""], rows).splitlines()[1:] if rows else []
+    return "\n".join([service, *(f"  {line}" for line in lines)] + [f"\n{table}" for table in tables])
+
+
+def _flat(answer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in answer.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", v) for inner, v in value.items())
+        else:
+            yield key, value
+
+
+def _table(entries: list[dict[str, Any]]) -> str:
+    """Return entries of (nearly) the same keys as a table, a row each; bids as far as they fit."""
+    from controlplane.table import plain_table
+
+    names = list(dict.fromkeys(key for entry in entries for key in entry))
+    rows = [[_cell(entry.get(name)) for name in names] for entry in entries]
+    return plain_table([name.upper().replace("_", " ") for name in names], rows)
+
+
+def _cell(value: Any) -> str:
+    from controlplane.table import NOTHING
+
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(_cell(inner) for inner in value[:4]) + (" …" if len(value) > 4 else "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _short(value: Any) -> str:
