@@ -95,6 +95,7 @@ class SettingsData:
     routes: Sequence[RouteData] = ()
     sla_default: str = "silver"
     sla_header: str = ""  # in lower case; empty: none
+    sla_any_client: bool = False  # believe it of every client, not of the trusted networks' only
     stale_after_ns: int = 3 * SECOND
     timeout_http_request_ns: int = 5 * SECOND
     timeout_http_keep_alive_ns: int = 60 * SECOND

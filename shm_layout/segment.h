@@ -180,7 +180,7 @@ struct settings {
     uint32_t n_routes;              /* in routes; flows of none of them are of route 0, those of routes[i] of route i + 1 */
     uint32_t sla_default;           /* enum sla_class of flows that neither header nor route put into one */
     uint32_t sla_header_bytes;      /* of sla_header; 0: no header is looked at */
-    uint32_t reserved_i;
+    uint32_t sla_any_client;        /* 1: that header is believed of every client; 0: of the trusted networks' only */
     uint64_t stale_after_ns;        /* age of the controller's last sign of life at which the fallback takes over */
     uint64_t timeout_http_request_ns;
     uint64_t timeout_http_keep_alive_ns;

@@ -18,6 +18,7 @@ void balancer_record(struct balancer *b, struct flow_record *r, const char *targ
     size_t bytes = (offsetof(struct flow_record, target) + kept + 7u) & ~(size_t)7u;
     word_store(&slot->sequence, 0); /* the release stores keep it before them */
     words_release(&slot->opened_ns, &r->opened_ns, bytes - offsetof(struct flow_record, opened_ns));
+    words_release(&slot->load, &r->load, offsetof(struct flow_record, reserved) + 4u - offsetof(struct flow_record, load));
     word_release(&slot->sequence, head + 1u); /* pairs with the acquire in segment_read_records() */
     word_release(&b->me->ring_head, head + 1u);
 }

@@ -83,6 +83,9 @@ int http_parse_request(const char *buf, size_t n, struct http_head *head);
  * < 0: the response is not to be forwarded (the caller answers 502). */
 int http_parse_response(const char *buf, size_t n, enum http_method request_method, struct http_head *head);
 
+/* Value of the first field of this name, given in lower case, n bytes of it; an empty span when there is none. */
+struct span http_field(const struct http_head *head, const char *name, uint32_t n);
+
 /* What is added to a forwarded request. */
 struct forward {
     struct span client;                 /* client address as text, for X-Forwarded-For */

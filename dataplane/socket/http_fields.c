@@ -121,6 +121,14 @@ int parse_fields(const char *start, const char *p, const char *end, struct http_
     return (int)head->head_bytes;
 }
 
+struct span http_field(const struct http_head *head, const char *name, uint32_t n)
+{
+    for (uint32_t i = 0; i < head->n_fields; i++)
+        if (head->fields[i].name.n == n && token_equals(head->fields[i].name.at, name, n))
+            return head->fields[i].value;
+    return (struct span){ NULL, 0 };
+}
+
 bool list_next(struct span *list, struct span *element)
 {
     const char *p = list->at, *end = list->at + list->n;

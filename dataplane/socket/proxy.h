@@ -81,8 +81,12 @@ struct session {
     uint64_t queued_ns, opened_ns, dispatched_ns, connected_ns, first_byte_ns;
     uint64_t bytes_in, bytes_out;
     uint32_t backlog_then;                  /* unsent bytes when the client's timer ran out last */
-    float    bid, price;
+    float    bid, price, load;
     uint32_t rule;
+    uint32_t waiting;                       /* flows that waited before it when it was dispatched */
+    uint8_t  sla;                           /* enum sla_class */
+    uint8_t  route;                         /* 0: none of the settings' */
+    uint8_t  handoff;
     uint16_t failed[4];                     /* servers that failed this request, the last first */
     uint8_t  n_failed;
     uint8_t  client_address[16];
@@ -113,15 +117,36 @@ struct upstream {
     uint32_t in_n;
 };
 
+/* What the others see of a worker's queue. Writer: that worker. */
+struct line {
+    _Atomic uint64_t since_ns[SLA_CLASSES]; /* the first of the class waits since then; 0: nobody does */
+    uint8_t  pad[40];                       /* a cache line each */
+};
+
 /* One service; shared by its workers. */
 struct service {
     void    *segment;
     uint64_t segment_bytes;
     uint32_t mode;
     uint32_t workers;
-    _Atomic uint64_t waiters;               /* bit w: flows wait in worker w … */
-    _Atomic uint64_t waiting_since_ns[64];  /* … the first of them since then */
+    _Atomic uint64_t waiters;               /* bit w: flows wait in worker w */
+    _Atomic uint64_t woken;                 /* bit w: worker w was woken for its first flow, and has not looked yet */
+    _Atomic uint64_t full;                  /* bit w: no server had room when worker w looked last */
+    _Atomic uint32_t waiting[SLA_CLASSES];  /* flows that wait, over all workers */
+    _Atomic uint32_t turns;                 /* flows that left the queues for a server */
+    struct line lines[64];
     int      wake_fds[64];
+};
+
+/* What an auction came to. */
+enum verdict {
+    VERDICT_GONE,                           /* the flow has its server, or was answered */
+    VERDICT_FULL,                           /* no server has room */
+    VERDICT_HELD                            /* there is room, but the reserve holds the flow back */
+};
+
+struct waiting_list {
+    struct session *first, *last;
 };
 
 struct session_list {
@@ -142,8 +167,10 @@ struct worker_state {
     uint64_t wait_until_ns;                 /* the wait that is under way, or was last, was to end then at the latest */
     uint64_t paused_ns;                     /* time that the machine stood still: timers do not count it */
     struct session_list sessions;
-    struct session *queue_first, *queue_last;
+    struct waiting_list queue[SLA_CLASSES];
     uint32_t queue_n;
+    bool     full;                          /* as the service's bit of this worker */
+    atomic_int barrier;                     /* only ever exchanged, see queue_wake() */
     struct session *sessions_memory, *sessions_free;
     struct upstream *upstreams_memory, *upstreams_free;
     struct upstream **idle;                 /* by server slot */
@@ -157,7 +184,8 @@ struct worker_state {
     int      fd_limit;                      /* accepting pauses when a descriptor reaches it */
     double   retry_tokens;
     bool     draining;
-    bool     freed;                         /* a server may have got room since the queue was last looked at */
+    bool     freed;                         /* a server may have got room, or be cheaper, since the queue was last looked at */
+    uint64_t directive_seen, fallback_seen; /* in force at the last look */
     uint64_t drain_begun_ns;
     struct http_head head;
     char     scratch[HTTP_HEAD_MAX + 2048];
@@ -225,7 +253,9 @@ void session_expired(struct session *s, enum timer_kind kind);
 void session_watch(struct session *s);                          /* the exchange goes on: time whoever keeps it waiting */
 /* proxy_request.c */
 bool request_start(struct session *s, uint32_t head_bytes);     /* false: the session was answered or closed */
-void request_dispatch(struct session *s);
+void request_dispatch(struct session *s);                       /* a new flow, or one whose server failed it */
+/* Hold the auction for it, with so many flows waiting before it; unheld: whatever the reserve says. */
+enum verdict request_try(struct session *s, uint32_t before, bool unheld);
 void request_send(struct session *s);
 void request_body(struct session *s, struct buffer *buffer, char *at, uint32_t n);
 void request_drop_held(struct session *s);
@@ -247,10 +277,14 @@ void upstream_close(struct upstream *up);
 void upstream_expired(struct upstream *up, enum timer_kind kind);
 void upstream_failed(struct session *s, enum outcome outcome, unsigned status, char termination);
 void upstream_purge(struct worker_state *w);                    /* close pooled connections of servers that are gone */
+/* proxy_class.c */
+void class_of_request(struct session *s, const struct http_head *head);
 /* proxy_queue.c */
-void queue_add(struct session *s);
+/* Flows that wait and go before one of this class that comes now; *look_due: somebody is about to look for them. */
+uint32_t queue_before(const struct worker_state *w, uint32_t sla, bool *look_due);
+void queue_add(struct session *s, enum verdict why);            /* or 503 when there is no room */
 void queue_remove(struct session *s);
-void queue_wake(struct worker_state *w);                        /* a place may have become free */
+void queue_wake(struct worker_state *w);                        /* a place may have become free, or cheap enough */
 /* proxy_tunnel.c */
 void tunnel_start(struct session *s);
 void tunnel_connected(struct session *s);

@@ -116,6 +116,7 @@ void session_accepted(struct loop *loop, int fd, int error)
     memset(s, 0, sizeof *s);
     s->worker = w;
     s->flow.server = NO_SERVER;
+    s->sla = (uint8_t)w->settings->sla_default;
     conn_open(loop, &s->client, fd, &session_events);
     name_client(s, fd);
     s->client.once = true;                  /* until it has shown that it sends more than one request */

@@ -99,6 +99,7 @@ bool request_start(struct session *s, uint32_t head_bytes)
         s->target_n = head->target.n < TARGET_BYTES ? head->target.n : TARGET_BYTES;
         memcpy(s->target, head->target.at, s->target_n);
     }
+    class_of_request(s, head);              /* here: the new head is about to be written over the old one */
     body_drop(&s->request, w->loop.pools);
     body_begin(&s->request, head->framing, head->framing, head->length);
     struct forward forward = {.client = {s->client_text, s->client_text_n}, .append = s->trusted};
@@ -126,34 +127,63 @@ bool request_start(struct session *s, uint32_t head_bytes)
     return s->state == SESSION_HEAD;
 }
 
-void request_dispatch(struct session *s)
+enum verdict request_try(struct session *s, uint32_t before, bool unheld)
 {
     struct worker_state *w = s->worker;
-    if (s->attempts == 0 && s->state != SESSION_QUEUED && atomic_load_explicit(&w->service->waiters, memory_order_relaxed)) {
-        queue_add(s);                       /* behind those that wait already */
-        return;
-    }
-    struct flow_key key = {.hash = key_hash(s), .load = 1.0f, .avoid = s->n_failed ? s->failed[0] : NO_SERVER};
+    bool first_try = s->attempts == 0;
+    struct flow_key key = {.hash = key_hash(s), .load = -1.0f, .route = s->route, .sla = s->sla, .waiting = before,
+                           .unheld = unheld || !first_try || w->service->mode == MODE_TCP,
+                           .avoid = s->n_failed ? s->failed[0] : NO_SERVER};
     for (uint32_t i = 1; i < s->n_failed; i++)
         key.failed[key.n_failed++] = s->failed[i];
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {
-        if (award.full && s->state != SESSION_QUEUED)
-            queue_add(s);
-        else if (!award.full)
-            session_answer(s, 503, 'S', OUTCOME_CONNECT_FAILED);
-        return;
+        if (award.full)
+            return award.held ? VERDICT_HELD : VERDICT_FULL;
+        session_answer(s, 503, 'S', OUTCOME_CONNECT_FAILED);
+        return VERDICT_GONE;
     }
-    if (s->state == SESSION_QUEUED)
+    bool waited = s->state == SESSION_QUEUED;
+    if (waited) {
+        uint64_t wait_ns = w->now_ns - s->queued_ns;
         queue_remove(s);
+        COUNT(w, queue_wait_sum_ns, wait_ns);
+        COUNT(w, wait_class_sum_ns[s->sla], wait_ns);
+        atomic_fetch_add(&w->service->turns, 1);
+    }
+    if (first_try) {                        /* one that waited before a retry as well is counted once */
+        COUNT(w, flows_class[s->sla], 1);
+        COUNT(w, waited_class[s->sla], waited);
+    }
     s->bid = award.bid;
     s->price = award.price;
+    s->load = award.load;
     s->rule = award.rule;
+    s->handoff = award.handoff != 0;
+    s->waiting = before;
     s->attempts++;
     s->dispatched_ns = w->now_ns;
-    flow_open(w->balancer, &s->flow, award.server, key.load, s->opened_ns, w->now_ns);
+    flow_open(w->balancer, &s->flow, award.server, award.load, s->opened_ns, w->now_ns);
     if (!upstream_take(s, award.server))
         session_answer(s, 503, 'R', OUTCOME_CONNECT_FAILED);
+    return VERDICT_GONE;
+}
+
+void request_dispatch(struct session *s)
+{
+    struct worker_state *w = s->worker;
+    uint32_t before = 0;
+    if (s->attempts == 0 && atomic_load_explicit(&w->service->waiters, memory_order_relaxed)) {
+        bool look_due;
+        before = queue_before(w, s->sla, &look_due);
+        if (before && look_due) {           /* what has come free is theirs first */
+            queue_add(s, VERDICT_GONE);
+            return;
+        }
+    }
+    enum verdict verdict = request_try(s, before, false);
+    if (verdict != VERDICT_GONE)
+        queue_add(s, verdict);
 }
 
 /* The server's connection stands: send what there is of the request. */

@@ -64,7 +64,8 @@ void session_end_flow(struct session *s, char termination, enum outcome outcome)
         .server = s->flow.server, .found = s->flow.found, .bytes_in = s->bytes_in, .bytes_out = s->bytes_out, .bid = s->bid,
         .price = s->price, .outcome = outcome, .status = s->status, .retries = s->attempts ? s->attempts - 1u : 0u, .rule = s->rule,
         .client_port = s->client_port, .method = s->method, .termination = (uint8_t)termination,
-        .directive_sequence = w->counters->directive_sequence};
+        .directive_sequence = w->counters->directive_sequence, .load = s->load, .waiting = s->waiting, .route = s->route, .sla = s->sla,
+        .handoff = s->handoff};
     memcpy(r.client, s->client_address, 16);
     if (s->flow.server != NO_SERVER) {
         flow_close(w->balancer, &s->flow, w->now_ns, s->bytes_in, s->bytes_out, outcome);
@@ -215,6 +216,10 @@ void session_pump(struct session *s)
         s->opened_ns = w->now_ns;
         s->dispatched_ns = s->connected_ns = s->first_byte_ns = 0;
         s->bytes_in = s->bytes_out = 0;
+        s->bid = s->price = s->load = 0;
+        s->waiting = 0;
+        s->sla = (uint8_t)w->settings->sla_default;
+        s->route = s->handoff = 0;
         s->attempts = 0;
         s->status = 0;
         COUNT(w, requests_total, 1);

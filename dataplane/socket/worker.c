@@ -171,6 +171,17 @@ static void settings_changed(struct worker_state *w)
     w->freed = true;
 }
 
+/* A new directive, or the fallback rule instead of one: other bids, another reserve. */
+static bool directive_changed(struct worker_state *w)
+{
+    const struct worker *c = w->counters;
+    if (c->directive_sequence == w->directive_seen && c->fallback_active == w->fallback_seen)
+        return false;
+    w->directive_seen = c->directive_sequence;
+    w->fallback_seen = c->fallback_active;
+    return true;
+}
+
 /* Stop accepting; idle clients may send one more request for a moment; the rest finish until the deadline. */
 static void drain(struct worker_state *w, bool now)
 {
@@ -222,6 +233,7 @@ int worker_run(struct worker_state *w)
         w->now_ns = worker_clock_ns();
         if (balancer_refresh(w->balancer, w->now_ns))
             settings_changed(w);
+        w->freed |= directive_changed(w);
         int stop = atomic_load_explicit(w->stop, memory_order_relaxed);
         if (stop || !w->settings->accepting)
             drain(w, stop > 1);
@@ -236,7 +248,7 @@ int worker_run(struct worker_state *w)
         if (w->now_ns - sample_ns >= SAMPLE_NS) {
             sample_ns = w->now_ns;
             balancer_sample(w->balancer, w->now_ns);
-            w->freed |= w->queue_n > 0;     /* a new directive may make room as well */
+            w->freed |= w->queue_n > 0;     /* flows are held for a time at most */
         }
         if (w->now_ns - trim_ns >= TRIM_NS) {
             trim_ns = w->now_ns;
