@@ -73,6 +73,16 @@ class Group:
         (self.path / "cpu.cfs_period_us").write_text(str(period))
         (self.path / "cpu.cfs_quota_us").write_text(str(quota))
 
+    def weigh(self, tasks: int) -> None:
+        """Let it compete as so many tasks would: by default a whole group weighs as much as one process outside of it.
+
+        Without this, whatever else computes on the machine would starve the servers far below their quotas.
+        """
+        if self.version == 2:
+            (self.path / "cpu.weight").write_text(str(min(max(100 * tasks, 1), 10_000)))
+        else:
+            (self.path / "cpu.shares").write_text(str(min(max(1024 * tasks, 2), 262_144)))
+
     def enter(self) -> None:
         """Move this process into the group: to be called in a child, before exec."""
         for folder in self._folders():

@@ -29,6 +29,8 @@ HOST_PART = 1  # of the host in each /24
 FIRST_PART = 11  # of the first server
 SERVERS_MAX = 240
 
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21  # linux/capability.h
+_UIDS_LEAST = 1000  # of a user namespace in which one may become somebody else
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,9 +45,21 @@ def why_not() -> str:
     """Return why no namespaces can be made here; empty when they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
+    if not is_root():
+        return "network namespaces need CAP_SYS_ADMIN and CAP_NET_ADMIN, which this root lacks (a container?)"
     if program() is None:
         return "`ip` is not installed (Debian: apt-get install iproute2)"
     return ""
+
+
+def is_root() -> bool:
+    """Are we root of the machine, not of a container without its privileges or of a user namespace?"""
+    if os.geteuid() != 0:
+        return False
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    has = int(status["CapEff"], 16)
+    mapped = int(Path("/proc/self/uid_map").read_text().split()[2])
+    return bool(has >> _CAP_NET_ADMIN & has >> _CAP_SYS_ADMIN & 1) and mapped > _UIDS_LEAST
 
 
 def program() -> str | None:

@@ -223,8 +223,9 @@ class Topology:
     @staticmethod
     def _make(server: Server, state: State, hierarchy: cgroups.Hierarchy | None) -> None:
         if server.group is not None and hierarchy is not None:
-            hierarchy.prepare(state.id)
+            hierarchy.prepare(state.id).weigh(sum(placed.workers for placed in state.servers))
             server.group.make()
+            server.group.weigh(server.placed.workers)
         if state.subnet:
             placed, subnet = server.placed, ipaddress.IPv4Network(state.subnet)
             host = str(subnet[namespaces.HOST_PART])

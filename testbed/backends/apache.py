@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from testbed.namespaces import is_root
 from testbed.processes import Child, accepts, free_port
 
 MODULES = Path("/usr/lib/apache2/modules")
@@ -82,8 +83,8 @@ def why_not() -> str:
 
 
 def user() -> tuple[int, int] | None:
-    """Who Apache runs as, (uid, gid): nobody special when we are root, else ourselves (None)."""
-    if os.geteuid() != 0:
+    """Who Apache runs as, (uid, gid): nobody special when we are root, else who we are (None)."""
+    if not is_root():
         return None
     for name in ("www-data", "nobody"):
         try:

@@ -55,6 +55,8 @@ def test_version_1_writes_quota_and_period_in_microseconds(tmp_path: Path):
     assert outer.path == tmp_path / "cpu/vk-t"
     assert (group.path / "cpu.cfs_period_us").read_text() == "5000"
     assert (group.path / "cpu.cfs_quota_us").read_text() == "1250"
+    group.weigh(32)
+    assert (group.path / "cpu.shares").read_text() == "32768"
     assert group.account == tmp_path / "cpuacct/vk-t/s1"
     assert group.account.is_dir()
 
@@ -80,6 +82,10 @@ def test_version_2_hands_the_controller_down_and_writes_cpu_max(tmp_path: Path):
     group.make()
     group.limit(1.5, 0.01)
     assert (group.path / "cpu.max").read_text() == "15000 10000"
+    group.weigh(32)
+    assert (group.path / "cpu.weight").read_text() == "3200"
+    group.weigh(1000)
+    assert (group.path / "cpu.weight").read_text() == "10000"  # the kernel's most
     (group.path / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nthrottled_usec 250000\n")
     assert group.cpu_seconds() == 1.5
     assert group.throttled_seconds() == 0.25

@@ -1,4 +1,4 @@
-"""A topology's file is checked with places, scaled to the machine, and comes up as real servers that look like a Farm."""
+"""A topology is checked with places, scaled to the machine, and comes up as real servers that look like a Farm."""
 
 import contextlib
 import re
