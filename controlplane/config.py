@@ -39,9 +39,12 @@ from controlplane.config_values import (
     duration,
     format_duration,
     format_status,
+    parse_coalition,
+    parse_header_name,
     parse_listen,
     parse_name,
     parse_network,
+    parse_prefix,
     parse_server_address,
     parse_server_name,
     parse_status,
@@ -56,11 +59,19 @@ SERVERS_MAX = 4096  # SERVERS_LIMIT of the segment
 WORKERS_MAX = 64  # WORKERS_LIMIT
 IN_FLIGHT_MAX = 65535
 TRUSTED_MAX = 16
+ROUTES_MAX = 32
+LOAD_MOST = 1e6
 OFF = ("off", False)
 
 _seconds = PlainSerializer(format_duration, return_type=str)
 Duration = Annotated[float, PlainValidator(duration(0.001)), _seconds]
 DurationOrZero = Annotated[float, PlainValidator(duration(0.0)), _seconds]
+# A whole number is written as one.
+Amount = Annotated[
+    float,
+    Field(ge=0, le=LOAD_MOST, allow_inf_nan=False),
+    PlainSerializer(lambda value: int(value) if value == int(value) else value, return_type=float | int),
+]
 Interval = Annotated[float, PlainValidator(duration(0.01, 60.0)), _seconds]
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -98,6 +109,9 @@ class Server(Model):
     maxconn: int = Field(default=0, ge=0, le=IN_FLIGHT_MAX)  # flows in flight; 0: no limit
     backup: bool = False
     state: Literal["ready", "drain", "maint"] = "ready"
+    # policy auction: load in flight at which it counts as full, 0: learned; and who takes over from whom, 0: nobody
+    capacity: Amount = 0
+    coalition: Annotated[str | int, PlainValidator(parse_coalition)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -226,6 +240,30 @@ class Forwarded(Model):
     )
 
 
+SlaClass = Literal["gold", "silver", "bronze"]
+
+
+class Route(Model):
+    """Requests whose target begins with prefix; of several that fit, the longest counts."""
+
+    prefix: Annotated[str, PlainValidator(parse_prefix)]
+    sla_class: SlaClass | None = Field(default=None, alias="class")  # None: the default class
+    load: Amount = 0  # in mean flows; 0: learned
+
+    @model_serializer(mode="wrap")
+    def _only_what_holds(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+class Sla(Model):
+    """How much a request's delay matters: what the header says, else its route's class, else the default."""
+
+    header: Annotated[str, PlainValidator(parse_header_name)] = ""  # "": none is looked at
+    trust: Literal["forwarded", "any"] = "forwarded"  # whose header is believed: forwarded.trust's, or every client's
+    default: SlaClass = "silver"
+    routes: tuple[Route, ...] = Field(default=(), max_length=ROUTES_MAX)
+
+
 class Log(Model):
     access: str = "off"  # "off", "stdout" or a path
     format: Literal["json", "combined"] = "json"
@@ -272,7 +310,7 @@ class Service(Model):
     fallback: str = "lsq"
     stale_after: Annotated[float, PlainValidator(duration(0.05, 3600.0)), _seconds] = 3.0
     balancers: int = Field(default=1, ge=1, le=1024)
-    reserve: Annotated[Literal["off", "classic"], _release("learned", "write 'off' or 'classic'")] = "off"
+    reserve: Literal["off", "classic", "learned"] = "off"  # learned: flows wait for a cheaper server (late binding)
     servers: tuple[Server, ...] = Field(min_length=1, max_length=SERVERS_MAX)
     maxconn: int = Field(default=0, ge=0, le=1_000_000)  # client connections; 0 in the file: what the descriptors allow
     queue: int = Field(default=1024, ge=0, le=1_000_000)  # flows that wait for a server; 0: answer 503 at once
@@ -284,6 +322,7 @@ class Service(Model):
     timeout: Timeout = Timeout()
     drain_timeout: DurationOrZero = 30.0
     forwarded: Forwarded = Forwarded()
+    sla: Sla = Sla()
     log: Log = Log()
 
     @field_validator("listen", mode="before")

@@ -176,6 +176,11 @@ def _clashes(config: Config) -> Found:
             elif first_at != i:
                 what = f"a second server at {server.address}: servers[{first_at}] has that address"
                 yield (*here, "servers", i), what
+        prefixes: dict[str, int] = {}
+        for i, route in enumerate(service.sla.routes):
+            first = prefixes.setdefault(route.prefix, i)
+            if first != i:
+                yield (*here, "sla", "routes", i, "prefix"), f"routes[{first}] has this prefix already"
         several = len(service.listen) > 1
         listeners += [((*here, "listen", *([i] if several else [])), a) for i, a in enumerate(service.listen)]
     if config.admin.listen is not None:
@@ -219,8 +224,24 @@ def _sense(config: Config) -> Found:
             yield (*here, "servers"), "every server is a backup: there is nothing that they could stand in for"
         if all(server.weight == 0 for server in service.servers):
             yield (*here, "servers"), "every weight is 0: no server would get a flow"
-        if service.mode == "tcp" and service.forwarded.trust:
-            yield (*here, "forwarded"), "mode 'tcp' does not read HTTP heads: there is nothing to trust"
+        if service.mode == "tcp":
+            yield from _needs_heads(here, service)
+        elif service.sla.header and service.sla.trust == "forwarded" and not service.forwarded.trust:
+            what = f"'{service.sla.header}' is believed of the networks in forwarded.trust only, and there are none"
+            yield (*here, "sla", "header"), f"{what} (sla.trust: any believes every client)"
+
+
+def _needs_heads(here: Path, service: Service) -> Found:
+    """What a service of mode tcp cannot have."""
+    unread = "mode 'tcp' does not read HTTP heads"
+    if service.forwarded.trust:
+        yield (*here, "forwarded"), f"{unread}: there is nothing to trust"
+    if service.sla.header:
+        yield (*here, "sla", "header"), f"{unread}: no header says a class"
+    if service.sla.routes:
+        yield (*here, "sla", "routes"), f"{unread}: there are no routes"
+    if service.reserve == "learned":
+        yield (*here, "reserve"), "mode 'tcp' holds no connection back: 'learned' needs mode 'http'"
 
 
 def _policies(config: Config, root: Any) -> Found:
@@ -233,9 +254,9 @@ def _policies(config: Config, root: Any) -> Found:
         except Exception as error:  # whatever a third party's module raises when it is imported
             yield here, f"policy '{policy.name}' cannot be loaded: {type(error).__name__}: {error}"
             continue
-        unknown = [option for option in policy.options if option not in known]
+        unknown = [option for option in policy.options if option not in {*known, *registry.CONTROLLER_OPTIONS}]
         for option in unknown:
-            may = [*known, *(key for key in Policy.model_fields if key != "options")]
+            may = [*known, *registry.CONTROLLER_OPTIONS, *(key for key in Policy.model_fields if key != "options")]
             hint = did_you_mean(option, may) or f" (it takes: {', '.join(known) or 'none'})"
             yield (*here, option), f"unknown option of policy '{policy.name}'{hint}"
         if not unknown:

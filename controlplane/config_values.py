@@ -3,6 +3,7 @@
 Each parser takes what stood in the file and returns the value, or raises ValueError with what was expected.
 """
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -212,6 +213,53 @@ def parse_server_name(value: object) -> str:
         raise ValueError(f"expected {expected}, not {shown(value)}")
     if len(value) > NAME_BYTES_MAX:
         raise ValueError(f"expected {expected}, at most {NAME_BYTES_MAX} long, not {len(value)}")
+    return value
+
+
+COALITION_MOST = (1 << 31) - 1  # numbers; names take the other half
+
+
+def parse_coalition(value: object) -> str | int:
+    """Return a coalition as given: a name, or a number; 0: none."""
+    expected = f"a name, or a number from 0 (none) to {COALITION_MOST}"
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COALITION_MOST:
+        return value
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > NAME_BYTES_MAX:
+        raise ValueError(f"expected {expected}, not {shown(value)}")
+    return value
+
+
+def coalition_number(coalition: str | int) -> int:
+    """Return what stands for it in the segment: the number, or 2^31 and more from the name's hash. 0: none."""
+    if isinstance(coalition, int):
+        return coalition
+    digest = hashlib.blake2b(coalition.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") | (1 << 31)
+
+
+_PREFIX = re.compile(r"/[!-\"$-~]*", re.ASCII)
+PREFIX_BYTES_MAX = 112  # PREFIX_BYTES of the segment
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
+HEADER_BYTES_MAX = 64  # HEADER_BYTES of the segment
+
+
+def parse_prefix(value: object) -> str:
+    """Return the prefix of a route: what a request's target begins with."""
+    expected = "the begin of a path, like /api/: '/' and printable ASCII without blanks and '#'"
+    if not isinstance(value, str) or not _PREFIX.fullmatch(value):
+        raise ValueError(f"expected {expected}, not {shown(value)}")
+    if len(value) > PREFIX_BYTES_MAX:
+        raise ValueError(f"expected {expected}, at most {PREFIX_BYTES_MAX} long, not {len(value)}")
+    return value
+
+
+def parse_header_name(value: object) -> str:
+    """Return the name of a header as written, or '' for none."""
+    if value is False or value in ("", "off"):
+        return ""
+    expected = f"the name of a header, like X-SLA, at most {HEADER_BYTES_MAX} long"
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value) or len(value) > HEADER_BYTES_MAX:
+        raise ValueError(f"expected {expected}, not {shown(value)}")
     return value
 
 

@@ -44,6 +44,8 @@ class Server:
     maxconn: int
     backup: bool
     state: str = "ready"
+    capacity: float = 0.0
+    coalition: str | int = 0
     leaving: bool = False  # no longer in the configuration
     up: bool = True
     down_cause: str = ""  # why it is not up
@@ -144,7 +146,7 @@ class ServerTable:
             if server.leaving:
                 server.leaving = False
                 said.append(f"server {server.name} stays")
-            for name in ("weight", "maxconn", "state", "backup"):
+            for name in ("weight", "maxconn", "state", "backup", "capacity", "coalition"):
                 value = getattr(config, name)
                 if key not in old or value != getattr(old[key], name):
                     if value != getattr(server, name):
@@ -181,7 +183,7 @@ class ServerTable:
         if slot == len(self.slots):
             self.slots.append(None)
         server = Server(slot, key, config.name, config.address, config.weight, config.maxconn, config.backup)
-        server.state = config.state
+        server.state, server.capacity, server.coalition = config.state, config.capacity, config.coalition
         self.slots[slot] = server
         self.names[key] = server.name
         return server

@@ -10,9 +10,10 @@ import math
 import socket
 
 from controlplane.config import Address, Config, Service
+from controlplane.config_values import coalition_number
 from controlplane.servers import Server, ServerTable
 from shm_layout.layout import SERVERS_LIMIT
-from shm_layout.segment import FREE_SERVER, Limits, ServerData, SettingsData, pack_address
+from shm_layout.segment import FREE_SERVER, Limits, RouteData, ServerData, SettingsData, pack_address
 
 SECOND = 1_000_000_000
 
@@ -59,6 +60,12 @@ def settings_of(
         log_targets=service.log.access != "off",
         accepting=accepting,
         trusted=service.forwarded.trust,
+        routes=[
+            RouteData(route.prefix, route.sla_class or service.sla.default, route.load) for route in service.sla.routes
+        ],
+        sla_default=service.sla.default,
+        sla_header=service.sla.header.lower(),
+        sla_any_client=service.sla.trust == "any",
         stale_after_ns=int(service.stale_after * SECOND),
         timeout_http_request_ns=int(timeout.http_request * SECOND),
         timeout_http_keep_alive_ns=int(timeout.http_keep_alive * SECOND),
@@ -82,6 +89,8 @@ def server_data(server: Server, slowstart_ns: int) -> ServerData:
         weight=server.weight,
         maxconn=server.maxconn,
         backup=server.backup,
+        capacity=server.capacity,
+        coalition=coalition_number(server.coalition),
         slowstart_begin_ns=server.slowstart_begin_ns,
         slowstart_ns=slowstart_ns if server.slowstart_begin_ns else 0,
     )

@@ -1,5 +1,6 @@
 """The configuration file: what it comes to, and what each mistake is called."""
 
+import json
 import os
 import re
 import resource
@@ -13,7 +14,8 @@ from controlplane.config import ADMIN_DEFAULT, Config, ConfigError, from_argumen
 from controlplane.config_checks import descriptors_needed
 from tests.controlplane.config_text import problems, read, resolve, service
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+# Those that configure a balancer; examples/auction.yaml is a scenario.
+EXAMPLES = [e for e in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")) if "service:" in e.read_text()]
 
 
 def test_the_file_of_the_design_is_read_as_written(tmp_path: Path) -> None:
@@ -177,7 +179,10 @@ MISTAKES = [
     (["mode: htpp"], "5:5: mode: expected 'http' or 'tcp', not 'htpp' (did you mean 'http'?)"),
     (["mode: [tcp]"], "5:5: mode: expected 'http' or 'tcp', not a list"),
     (["engine: packet"], "5:5: engine: 'packet' is not in this release: the engine is 'socket'"),
-    (["reserve: learned"], "5:5: reserve: 'learned' is not in this release: write 'off' or 'classic'"),
+    (
+        ["reserve: lerned"],
+        "5:5: reserve: expected 'off', 'classic' or 'learned', not 'lerned' (did you mean 'learned'?)",
+    ),
     (["workers: two"], "5:5: workers: expected a whole number, not 'two'"),
     (["workers: 1.5"], "5:5: workers: expected a whole number, not 1.5"),
     (["workers: true"], "5:5: workers: expected a whole number, not true"),
@@ -392,3 +397,39 @@ def test_a_problem_without_a_file_names_the_key() -> None:
     assert str(caught.value).startswith(
         "command line: service.web.servers[0].address: expected the address of a server"
     )
+
+
+CLASSES = (
+    "sla: {header: X-SLA, trust: any, default: bronze, routes: [{prefix: /a, class: gold, load: 2}, {prefix: /b}]}"
+)
+
+
+def test_classes_and_routes_are_read_and_written_back(tmp_path: Path) -> None:
+    text = service(CLASSES, "reserve: learned", "servers: [{address: 127.0.0.1:9001, capacity: 12, coalition: left}]")
+    config = read(tmp_path, text.replace("    servers: [127.0.0.1:9001]\n", ""))
+    web = config.service["web"]
+    assert (web.reserve, web.sla.header, web.sla.trust, web.sla.default) == ("learned", "X-SLA", "any", "bronze")
+    assert [(r.prefix, r.sla_class, r.load) for r in web.sla.routes] == [("/a", "gold", 2), ("/b", None, 0)]
+    assert (web.servers[0].capacity, web.servers[0].coalition) == (12, "left")
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(config.as_tree()))
+    assert load(again, resolve=resolve) == config
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["sla: {header: X SLA}"], "5:11: sla.header: expected the name of a header, like X-SLA"),
+        (["sla: {header: X-SLA}"], "5:11: sla.header: 'X-SLA' is believed of the networks in forwarded.trust only"),
+        (["sla: {defult: gold}"], "5:11: sla.defult: unknown key (did you mean 'default'?)"),
+        (["sla: {default: goldd}"], "did you mean 'gold'?"),
+        (["sla: {routes: [{prefix: api}]}"], "5:21: sla.routes[0].prefix: expected the begin of a path, like /api/"),
+        (["sla: {routes: [{prefix: /a, load: -1}]}"], "sla.routes[0].load: expected at least 0"),
+        (["sla: {routes: [{prefix: /a}, {prefix: /a}]}"], "sla.routes[1].prefix: routes[0] has this prefix already"),
+        (["mode: tcp", "reserve: learned"], "6:5: reserve: mode 'tcp' holds no connection back"),
+        (["mode: tcp", "sla: {routes: [{prefix: /a}]}"], "sla.routes: mode 'tcp' does not read HTTP heads"),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_said(tmp_path: Path, lines: list[str], said: str) -> None:
+    (found,) = problems(tmp_path, service(*lines))
+    assert said in found.replace("service.web.", "")

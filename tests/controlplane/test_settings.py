@@ -17,6 +17,28 @@ def config(**service: object) -> Config:
     return from_arguments(**keys)  # type: ignore[arg-type]
 
 
+def test_classes_routes_and_coalitions_arrive_as_they_were_meant():
+    routes = ({"prefix": "/api", "class": "gold", "load": 2.5}, {"prefix": "/b"})
+    service = config(
+        servers=[
+            {"address": "127.0.0.1:9001", "capacity": 12.5, "coalition": "left"},
+            {"address": "127.0.0.1:9002", "coalition": "left"},
+            {"address": "127.0.0.1:9003", "coalition": 3},
+            "127.0.0.1:9004",
+        ],
+        sla={"header": "X-SLA", "trust": "any", "default": "bronze", "routes": routes},
+    ).service["web"]
+    table = ServerTable(settings.segment_limits(service).max_servers)
+    table.configure(service.servers)
+    data = settings.settings_of(service, table, 1)
+    assert [(r.prefix, r.sla, r.load) for r in data.routes] == [("/api", "gold", 2.5), ("/b", "bronze", 0)]
+    assert (data.sla_default, data.sla_header, data.sla_any_client) == ("bronze", "x-sla", True)
+    left, again, three, none = (server.coalition for server in data.servers)
+    assert left == again >= 1 << 31
+    assert (three, none) == (3, 0)
+    assert [server.capacity for server in data.servers] == [12.5, 0, 0, 0]
+
+
 def test_settings_arrive_as_they_were_meant():
     service = config(
         servers=[
