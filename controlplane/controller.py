@@ -28,7 +28,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from controlplane.control_loop import ControlLoop, Spec
-from shm_layout.errors import SegmentError
+from shm_layout.errors import ControllerLockedError, SegmentError
 from shm_layout.mapping import now_ns
 from shm_layout.segment import ControllerSupersededError, Segment
 
@@ -37,6 +37,8 @@ log = logging.getLogger("vickrey.controller")
 # Between the shadow cycles of a policy that is being set, seconds, when the interval is longer.
 SHADOW_INTERVAL = 0.2
 INTERVAL_LEAST = 0.01
+# Between tries to become the controller of a service that another one has, seconds.
+LOCKED_RETRY = 1.0
 
 
 class CommandError(ValueError):
@@ -103,6 +105,7 @@ class Controller:
     def __init__(self, out: TextIO, *, takeover: bool = False) -> None:
         self.services: dict[str, Service] = {}
         self.takeover = takeover
+        self._stopping = threading.Event()
         self._out = out
         self._out_lock = threading.Lock()
 
@@ -167,6 +170,7 @@ class Controller:
         if self.services:
             raise CommandError("already started")
         started: list[Service] = []
+        locked: dict[Service, ControllerLockedError] = {}
         for given in command["services"]:
             interval = float(given.get("interval", 0.2))
             if not INTERVAL_LEAST <= interval <= 3600:
@@ -182,13 +186,35 @@ class Controller:
                 reserve=str(given.get("reserve", "off")),
             )
             loop.on_change = self._teller(given["service"])
-            loop.begin(takeover=self.takeover)
-            started.append(Service(loop))
+            try:
+                loop.begin(takeover=self.takeover)
+                started.append(Service(loop))
+            except ControllerLockedError as error:
+                locked[Service(loop)] = error
+        if locked and not started:
+            raise next(iter(locked.values()))
         for service in started:
-            service.loop.cycle(now_ns())  # the first directive is in force before the answer
-            self.services[service.loop.service] = service
-            service.start()
-        return {"pid": os.getpid()}
+            self._run(service)  # the first directive is in force before the answer
+        for service, why in locked.items():
+            log.error("%s: %s; tried again until it is free", service.loop.service, why)
+            threading.Thread(target=self._run_when_free, args=(service,), daemon=True).start()
+        return {"pid": os.getpid(), "locked": {service.loop.service: str(why) for service, why in locked.items()}}
+
+    def _run(self, service: Service) -> None:
+        service.loop.cycle(now_ns())
+        self.services = {**self.services, service.loop.service: service}
+        service.start()
+
+    def _run_when_free(self, service: Service) -> None:
+        """Another controller has this service alone: the others do not wait for it."""
+        while not self._stopping.wait(LOCKED_RETRY):
+            try:
+                service.loop.begin()
+            except ControllerLockedError:
+                continue
+            log.info("%s: its other controller is gone", service.loop.service)
+            self._run(service)
+            return
 
     def _teller(self, service: str) -> Callable[[Spec, str], None]:
         def tell(spec: Spec, why: str) -> None:
@@ -198,6 +224,7 @@ class Controller:
 
     def stop(self) -> None:
         """End all loops; the segments stay as they are, and the data plane goes on by the last directive."""
+        self._stopping.set()
         for service in self.services.values():
             service.stop()
         for service in self.services.values():

@@ -183,6 +183,29 @@ def test_garbage_is_answered_and_survived(segment, controller):
     assert not process.start(segment)["ok"]
 
 
+def test_one_locked_service_does_not_keep_the_others_from_being_controlled(segment, controller):
+    name = f"/vickrey.test{os.getpid()}.other"
+    with Segment.create(name, Limits(max_servers=8), "other") as other:
+        try:
+            other.publish_settings(SettingsData(servers=[ServerData(id=1, name="s")]))
+            first, second = controller(), controller()
+            assert first.start(segment)["ok"]
+            services = [
+                {"service": each.name.rpartition(".")[2], "segment": each.name, "policy": {"name": "lsq"}}
+                for each in (segment, other)
+            ]
+            answer = second.command(cmd="start", supervisor_pid=os.getpid(), services=services)
+            assert answer["ok"]
+            assert list(answer["locked"]) == ["controller"]
+            assert list(second.command(cmd="show")["services"]) == ["other"]
+            assert other.directives_published
+            assert first.end() == 0
+            until(lambda: len(second.command(cmd="show")["services"]) == 2)
+            assert second.end() == 0
+        finally:
+            other.unlink()
+
+
 def test_a_second_controller_is_refused_unless_it_takes_over(segment, controller):
     first, second, third = controller(), controller(), controller("--takeover")
     first.start(segment)
