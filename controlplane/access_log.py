@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from controlplane.counters import OUTCOME_NAMES, RULE_NAMES
-from shm_layout.layout import NO_SERVER
+from shm_layout.layout import NO_SERVER, SLA_CLASSES
 from shm_layout.segment import Segment
 
 log = logging.getLogger("vickrey.access")
@@ -172,6 +172,11 @@ def as_json(record: Any, service: str, server: str, offset_ns: int) -> str:
         "outcome": _name(OUTCOME_NAMES, int(record["outcome"])),
         "termination": chr(int(record["termination"])) if record["termination"] else "-",
         "rule": _name(RULE_NAMES, int(record["rule"])),
+        "sla": _name(SLA_CLASSES, int(record["sla"])),
+        "route": int(record["route"]),
+        "load": _finite(record["load"]),
+        "waiting": int(record["waiting"]),
+        "handoff": bool(record["handoff"]),
         "found": int(record["found"]),
         "bid": _finite(record["bid"]),
         "price": _finite(record["price"]),

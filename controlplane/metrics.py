@@ -15,6 +15,7 @@ import numpy as np
 from controlplane.counters import BUCKET_EDGES_S, OUTCOME_NAMES, Snapshot
 from controlplane.servers import Server
 from controlplane.status import Learned
+from shm_layout.layout import SLA_CLASSES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -101,9 +102,20 @@ WORKER_TOTALS = (
     ("auctions", "auctions_total", "counter", "Dispatches decided."),
     ("auctions_fallback", "auctions_fallback_total", "counter", "Dispatches decided by the fallback rule."),
     ("auctions_above_reserve", "auctions_above_reserve_total", "counter", "Winners above the reserve."),
+    ("held", "auctions_held_total", "counter", "Auctions whose lowest bid was above the reserve: the flow waits on."),
+    ("handoffs", "handoffs_total", "counter", "Flows that went to a partner of the winner's coalition."),
     ("fallback_entered", "fallback_entered_total", "counter", "Times that the fallback rule took over in a worker."),
     ("accept_paused", "accept_paused_total", "counter", "Times that accepting paused for want of descriptors."),
     ("blocks_exhausted", "buffers_exhausted_total", "counter", "Times that the buffer pool ran out."),
+)
+
+
+# Totals of the workers by SLA class: name in the segment, name here, kind, text, divisor.
+CLASS_TOTALS = (
+    ("queued_class", "class_queued", "gauge", "Flows that wait for a server now, by SLA class.", 1),
+    ("flows_class", "class_flows_total", "counter", "Flows sent to a server, by SLA class.", 1),
+    ("waited_class", "class_waited_total", "counter", "Flows among these that had waited, by SLA class.", 1),
+    ("wait_class_sum_ns", "class_wait_seconds_total", "counter", "Time that these had waited, by SLA class.", 1e9),
 )
 
 
@@ -156,6 +168,11 @@ def _services(out: Page, services: Iterable[ServiceView], now_ns: int) -> None:
     out.family("queue_wait_seconds_total", "counter", "Time that flows spent waiting for a server.")
     for service in services:
         out.add(service.snapshot.total("queue_wait_sum_ns") / 1e9, label(service=service.name))
+    for field, shown, kind, text, scale in CLASS_TOTALS:
+        out.family(shown, kind, text)
+        for service in services:
+            for i, name in enumerate(SLA_CLASSES):
+                out.add(service.snapshot.total(field, i) / scale, label(service=service.name, **{"class": name}))
     out.family("shm_reject_total", "counter", "Blocks of shared memory that a worker did not take, by reason.")
     for service in services:
         for reason, count in service.snapshot.rejected().items():
@@ -170,6 +187,12 @@ def _services(out: Page, services: Iterable[ServiceView], now_ns: int) -> None:
     for service in services:
         if service.learned is not None:
             out.add(1, label(service=service.name, policy=service.learned.policy, rule=service.learned.rule))
+    out.family(
+        "reserve", "gauge", "Reserve of the directive in force for a flow that nobody waits before; unit of the bids."
+    )
+    for service in services:
+        if service.learned is not None and service.learned.reserve is not None:
+            out.add(service.learned.reserve, label(service=service.name))
     out.family("directive_age_seconds", "gauge", "Age of the directive in force.")
     for service in services:
         if service.learned is not None:
@@ -232,6 +255,19 @@ def _servers(out: Page, services: Iterable[ServiceView]) -> None:
     numbers("server_bid_total", "counter", "Sum of the winning bids.", (s.stats["bid_sum"][v.slot] for s, v, _ in each))
     numbers(
         "server_price_total", "counter", "Sum of the second prices.", (s.stats["price_sum"][v.slot] for s, v, _ in each)
+    )
+    # A price is known of auctions in which somebody else bid: both sums are over these alone.
+    numbers(
+        "server_margin_total",
+        "counter",
+        "Sum of second price minus winning bid, in the unit of the bids.",
+        (s.stats["margin_sum"][v.slot] for s, v, _ in each),
+    )
+    numbers(
+        "server_priced_total",
+        "counter",
+        "Auctions won that had a second price.",
+        (s.stats["priced"][v.slot] for s, v, _ in each),
     )
     numbers(
         "server_checks_failed_total", "counter", "Health checks failed.", (v.checks_failed_total for _, v, _ in each)

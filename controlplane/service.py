@@ -273,7 +273,9 @@ class LiveService:
             return None
         age_s = max(now_ns() - int(view.head["issued_ns"]), 0) / 1e9
         weights = None if view.weights is None else view.weights.astype(float)
-        return Learned(view.policy, view.rule, int(view.head["sequence"]), age_s, weights, view.ids)
+        flagging = float(view.head["classic_reserve"]) if view.rule == "classic" else 0.0
+        reserve = flagging or None if view.reserve is None else float(view.reserve[0])
+        return Learned(view.policy, view.rule, int(view.head["sequence"]), age_s, weights, view.ids, reserve)
 
     def status(self, window_s: float = WINDOW_S) -> dict[str, Any]:
         snapshot, learned = self.snapshot(), self.learned()
@@ -284,6 +286,10 @@ class LiveService:
             "workers": self.threads,
             "policy": self.policy,
             "rule": learned.rule if learned is not None else None,
+            "reserve": {
+                "mode": self.config.reserve,
+                "value": None if learned is None or learned.reserve is None else float(f"{learned.reserve:.6g}"),
+            },
             "fallback": self.config.fallback,
             "fallback_active": snapshot.fallback_active,
             "directive": None

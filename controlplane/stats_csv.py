@@ -96,6 +96,7 @@ def _backend(status: dict[str, Any], snapshot: Snapshot, servers: list[Server]) 
         "type": _BACKEND,
         "rate": round(status["rps"]),
         "req_tot": snapshot.total("requests_total"),
+        "qtime": _whole(_mean_wait_ms(status)),
         "ttime": _whole(status["fct"]["mean_ms"]),
         "algo": status["policy"]["name"],
         **_responses(snapshot),
@@ -143,6 +144,14 @@ def _server(server: Server, document: dict[str, Any], snapshot: Snapshot, sid: i
 
 def _responses(snapshot: Snapshot) -> dict[str, int]:
     return {f"hrsp_{name}": snapshot.total("responses", i) for i, name in enumerate(_CLASSES)}
+
+
+def _mean_wait_ms(status: dict[str, Any]) -> float | None:
+    """Return the mean time in the queue over all flows, those that did not wait among them."""
+    classes = status["classes"].values()
+    flows = sum(c["rps"] for c in classes)
+    waits = sum(c["rps"] * c["waited"] * (c["wait_mean_ms"] or 0.0) for c in classes)
+    return waits / flows if flows else None
 
 
 def _whole(milliseconds: float | None) -> int | str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from controlplane.counters import BUCKET_EDGES_S, FAILED, OUTCOME_NAMES, Snapshot
 from controlplane.servers import Server
+from shm_layout.layout import SLA_CLASSES
 
 WINDOW_S = 5.0  # when nothing else is asked for
 WINDOW_MOST_S = 10.0
@@ -72,8 +73,31 @@ class Recent:
         self.outcomes = since(now.outcomes, before.outcomes)
         self.fct_sum_ns = since(now.fct_sum_ns, before.fct_sum_ns)
         self.histogram = since(now.histogram, before.histogram)
+        # Sums of doubles: bids, prices and margins of the auctions won.
+        self.won = since(now.stats["auctions_won"], before.stats["auctions_won"])
+        self.priced = since(now.stats["priced"], before.stats["priced"])
+        self.bid_sum, self.price_sum, self.margin_sum = (
+            rows_since(now.stats[name], before.stats[name], rows) for name in ("bid_sum", "price_sum", "margin_sum")
+        )
+        self.flows_class, self.waited_class, self.wait_class_ns = (
+            np.maximum(now.workers[name].sum(axis=0).astype(float) - before.workers[name].sum(axis=0), 0.0)
+            for name in ("flows_class", "waited_class", "wait_class_sum_ns")
+        )
+        self.held = max(now.total("held") - before.total("held"), 0)
         self.requests = max(now.total("requests_total") - before.total("requests_total"), 0)
         self.connections = max(now.total("connections_total") - before.total("connections_total"), 0)
+
+
+def rows_since(new: Floats, old: Floats, rows: NDArray[np.intp]) -> Floats:
+    """Return new, less old in these rows."""
+    rose = np.array(new, dtype=float)
+    rose[rows] -= old[rows]
+    return rose
+
+
+def ratio(total: float, count: float) -> float | None:
+    """Return a mean, to six digits that matter; None when there is nothing to divide by."""
+    return float(f"{total / count:.6g}") if count > 0 and np.isfinite(total) else None
 
 
 def percentile_ms(histogram: NDArray[np.int64], q: float) -> float | None:
@@ -111,6 +135,7 @@ class Learned:
     age_s: float
     weights: Floats | None  # (rows,) where the directive has them
     ids: NDArray[np.uint64]
+    reserve: float | None = None  # for a flow that nobody waits before, unit of the bids; None: there is none
 
     def weight(self, server: Server) -> float | None:
         if self.weights is None or server.slot >= len(self.weights) or int(self.ids[server.slot]) != server.id:
@@ -138,11 +163,16 @@ def server_status(server: Server, snapshot: Snapshot, recent: Recent, learned: L
         "weight": server.weight,
         "learned_weight": learned.weight(server) if learned is not None else None,
         "maxconn": server.maxconn,
+        "capacity": server.capacity or None,
+        "coalition": server.coalition or None,
         "share": round(flows / total, 4) if total else 0.0,
         "in_flight": int(snapshot.in_flight[i]),
         "flows_total": int(snapshot.flows[i]),
         "rps": round(flows / recent.seconds, 2),
         **{f"fct_{name}": value for name, value in fct.items()},
+        "bid_mean": ratio(recent.bid_sum[i], recent.won[i]),
+        "price_mean": ratio(recent.price_sum[i], recent.priced[i]),
+        "margin_mean": ratio(recent.margin_sum[i], recent.priced[i]),
         "errors": int(outcomes[list(FAILED)].sum()),
         "errors_recent": int(recent.outcomes[i][list(FAILED)].sum()),
         "outcomes": {name: int(count) for name, count in zip(OUTCOME_NAMES, outcomes, strict=True)},
@@ -156,6 +186,18 @@ def server_status(server: Server, snapshot: Snapshot, recent: Recent, learned: L
     }
 
 
+def _class_status(snapshot: Snapshot, recent: Recent, i: int) -> dict[str, Any]:
+    """Return what became of the flows of one SLA class lately: how many wait, the rate, share and mean of the waits."""
+    flows, waited = float(recent.flows_class[i]), float(recent.waited_class[i])
+    return {
+        "queued": snapshot.total("queued_class", i),
+        "rps": round(flows / recent.seconds, 2),
+        "waited": round(waited / flows, 4) if flows else 0.0,
+        "wait_mean_ms": ratio(float(recent.wait_class_ns[i]) / 1e6, waited),
+        "flows_total": snapshot.total("flows_class", i),
+    }
+
+
 def traffic_status(mode: str, snapshot: Snapshot, recent: Recent) -> dict[str, Any]:
     """Return the totals of one service."""
     taken = recent.requests if mode == "http" else recent.connections
@@ -164,6 +206,11 @@ def traffic_status(mode: str, snapshot: Snapshot, recent: Recent) -> dict[str, A
         "window_s": round(recent.seconds, 2),
         "connections": snapshot.total("connections"),
         "queued": snapshot.total("queued"),
+        "classes": {name: _class_status(snapshot, recent, i) for i, name in enumerate(SLA_CLASSES)},
+        "held_ps": round(recent.held / recent.seconds, 2),
+        "bid_mean": ratio(recent.bid_sum.sum(), recent.won.sum()),
+        "price_mean": ratio(recent.price_sum.sum(), recent.priced.sum()),
+        "margin_mean": ratio(recent.margin_sum.sum(), recent.priced.sum()),
         "in_flight": int(snapshot.in_flight.sum()),
         "fct": fct_ms(recent.histogram.sum(axis=0), int(recent.fct_sum_ns.sum())),
         "errors": int(snapshot.outcomes[:, list(FAILED)].sum()),
@@ -183,6 +230,9 @@ def traffic_status(mode: str, snapshot: Snapshot, recent: Recent) -> dict[str, A
                 "no_server_full",
                 "auctions",
                 "auctions_fallback",
+                "auctions_above_reserve",
+                "held",
+                "handoffs",
                 "bytes_in",
                 "bytes_out",
             )

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     print(headline(state))
     for name, service in state["services"].items():
         print()
-        print_table(SERVER_COLUMNS, server_rows(service), title=service_line(name, service))
+        print_table(*server_table(service), title=service_title(name, service))
     return 0
 
 
@@ -92,6 +92,56 @@ def service_line(name: str, service: Mapping[str, Any]) -> str:
     if isinstance(fct, dict) and fct.get("p50_ms") is not None:
         words.append(f"FCT p50 {milliseconds(fct['p50_ms'])} p99 {milliseconds(fct.get('p99_ms'))} ms")
     return "  ".join(word for word in words if word)
+
+
+def service_title(name: str, service: Mapping[str, Any]) -> str:
+    """Return the lines above a service's table: what it is, and its auction where there is one."""
+    return "\n".join(line for line in (service_line(name, service), auction_line(service)) if line)
+
+
+def auction_line(service: Mapping[str, Any]) -> str:
+    """Return a line for who waits, and for how bids go; empty where nothing waits and nobody bids."""
+    from controlplane.table import milliseconds, percent
+
+    words = []
+    if service.get("bid_mean") is not None and service.get("price_mean"):
+        words.append(
+            f"bid {digits(service['bid_mean'])} price {digits(service['price_mean'])}"
+            f" margin {digits(service.get('margin_mean'))}"
+        )
+    reserve = service.get("reserve")
+    if isinstance(reserve, dict) and reserve.get("value") is not None:
+        words.append(f"reserve {digits(reserve['value'])} ({reserve.get('mode')})")
+    classes = service.get("classes")
+    if isinstance(classes, dict):
+        shown = {name: c for name, c in classes.items() if c.get("rps") or c.get("queued")}
+        if service.get("queued") or any(c.get("waited") for c in shown.values()):
+            each = (
+                f"{name} {c['queued']}, {percent(c['waited'])} waited"
+                + (f" {milliseconds(c['wait_mean_ms'])} ms" if c.get("wait_mean_ms") is not None else "")
+                for name, c in shown.items()
+            )
+            words.append(f"waiting {service.get('queued', 0)}: " + "; ".join(each))
+    return "  ".join(["", *words]) if words else ""
+
+
+def digits(value: Any) -> str:
+    """Return a bid with three digits that matter."""
+    from controlplane.table import NOTHING
+
+    return NOTHING if value is None else f"{value:.3g}"
+
+
+def server_table(service: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of a service's servers; bids and prices stand there where servers bid."""
+    servers = service.get("servers", [])
+    if not any(server.get("bid_mean") for server in servers):
+        return SERVER_COLUMNS, server_rows(service)
+    rows = [
+        [*row, digits(server.get("bid_mean")), digits(server.get("price_mean"))]
+        for row, server in zip(server_rows(service), servers, strict=True)
+    ]
+    return [*SERVER_COLUMNS, ">BID", ">PRICE"], rows
 
 
 def server_rows(service: Mapping[str, Any]) -> list[list[str]]:

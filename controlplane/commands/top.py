@@ -74,13 +74,13 @@ def _view(state: dict[str, Any], only: str | None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from controlplane.commands.status import SERVER_COLUMNS, headline, server_rows, service_line
+    from controlplane.commands.status import headline, server_table, service_title
     from controlplane.table import rich_table
 
     parts: list[RenderableType] = [Text(headline(state), style="bold")]
     for name, service in state["services"].items():
         if only is None or name == only:
-            parts += [Text(), rich_table(SERVER_COLUMNS, server_rows(service), service_line(name, service))]
+            parts += [Text(), rich_table(*server_table(service), service_title(name, service))]
     return Group(*parts, Text("\nq ends", style="dim"))
 
 
