@@ -42,7 +42,7 @@ class DeepQ(ActionLearner):
 
     def __init__(self, n: int, rng: np.random.Generator, options: Options) -> None:
         super().__init__(n, rng, options)
-        torch = self._torch = import_torch()
+        torch = self._torch
         with torch.random.fork_rng(devices=[]):  # the caller's generator decides, and torch's own is left as it was
             torch.manual_seed(int(rng.integers(2**63)))
             self.network, self.target = self._network(), self._network()
@@ -54,6 +54,10 @@ class DeepQ(ActionLearner):
         self._memory_action = np.zeros(options.memory, dtype=np.int64)
         self._memory_reward = np.zeros(options.memory, dtype=np.float32)
         self._remembered = self.updates = 0
+
+    @property
+    def _torch(self) -> Any:
+        return import_torch()  # not kept: a module cannot be copied, and simulated balancers have copies of a policy
 
     def _network(self) -> Any:
         nn = self._torch.nn
