@@ -7,7 +7,7 @@ C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/de
 
 # What a fresh Debian lacks, and what the tests run against.
 APT_BASE := gcc libc6-dev python3-dev python3-venv liburing-dev
-APT_TEST := apache2 clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
+APT_TEST := apache2 iproute2 clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
 
 .PHONY: run test test-rl lint bench fuzz build clean help
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ test: $(VENV)/.dev $(VENV)/.built
 # The tests that need torch (200 MB) and Arrow; `make test` says that it skips them.
 test-rl: $(VENV)/.dev $(VENV)/.built
 	@$(PIP) torch==2.13.0 pandas pyarrow && $(PIP) --no-deps 'stable-baselines3>=2.7,<3'
-	@$(PY) -m pytest tests/env/test_stable_baselines3.py tests/env/test_docs.py tests/env/test_dataset.py $(ARGS)
+	@$(PY) -m pytest tests/env/test_stable_baselines3.py tests/env/test_docs.py tests/env/test_dataset.py tests/auction/test_dqn.py $(ARGS)
 
 lint: $(VENV)/.dev $(VENV)/.built
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -100,9 +100,10 @@ def _simulate(args: argparse.Namespace, path: str | None) -> int:
     scenario = _changed(_load(path), args)
     share = _ledger_share(args)
     folder = outputs.Folder(args.out) if args.out is not None else None
-    ledger = _open_ledger(args.ledger)
+    clock = Clock()
+    ledger = _open_ledger(args.ledger, clock)
     try:
-        simulation = _begin(scenario, ledger, share)
+        simulation = clock.simulation = _begin(scenario, ledger, share)
         print(f"seed {scenario.seed}", file=sys.stderr)
         seconds = _execute(simulation, args.quiet)
         if ledger is not None:
@@ -217,7 +218,16 @@ def _ledger_share(args: argparse.Namespace) -> float:
     return share
 
 
-def _open_ledger(path: str | None) -> Any:
+class Clock:
+    """Time as the ledger has it: rounds that are done, so that the same seed gives the same file."""
+
+    simulation: Simulation | None = None
+
+    def __call__(self) -> float:
+        return float(self.simulation.metrics.done) if self.simulation is not None else 0.0
+
+
+def _open_ledger(path: str | None, clock: Clock) -> Any:
     from controlplane.command import CommandError
 
     if path is None:
@@ -225,7 +235,7 @@ def _open_ledger(path: str | None) -> Any:
     from controlplane.auction.ledger import Ledger, LedgerError
 
     try:
-        return Ledger(path)
+        return Ledger(path, clock=clock)
     except LedgerError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
