@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 
 from controlplane.cli import main
+from controlplane.config_yaml import parse_yaml
 from testbed import cgroups, namespaces
 from testbed.backends import apache
+from testbed.topology_file import validate
 from testbed.topology_server import marked
 from testbed.topology_state import ID_PREFIX
 
@@ -267,3 +270,35 @@ def test_bad_usage_is_told_in_words_and_as_json(
     output = capsys.readouterr()
     assert text in output.err
     assert text in json.loads(output.out)["error"]
+
+
+@needs_apache
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.why_not() or "-")
+def test_the_commands_of_the_page_run(shell: Shell):
+    page = (ROOT / "docs/testbed.md").read_text().partition("## Topologies")[2]
+    (block,) = re.findall(r"```console\n(.*?)```", page.partition("## Apache")[0], re.DOTALL)
+    script = "\n".join(line.removeprefix("$ ") for line in block.splitlines())
+    subnet = str(namespaces.free_subnet()).removesuffix("0/24")
+    if subnet != "198.18.0.":
+        pytest.skip("another topology is up on this machine, at the addresses that the page shows")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=shell.folder,
+        env={**shell.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "X-Server: fast-1" in done.stdout
+    assert "simple: running" in done.stdout
+    assert done.stdout.endswith("simple is down\n")
+
+
+def test_the_topology_of_the_page_is_right():
+    page = (ROOT / "docs/testbed.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    topology = validate(parse_yaml(block, "page.yaml"))
+    assert topology.server_names() == ["small-1", "small-2", "big", "python"]
