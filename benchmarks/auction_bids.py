@@ -1,8 +1,9 @@
-"""The bids of the classic auction in the simulator: its units, its learning modes, and the price of untrue bids.
+"""The bids of the classic auction in the simulator: its units, its learning modes, the price of untrue bids.
 
     python benchmarks/auction_bids.py                    # the tables of docs/auction.md, some minutes
     python benchmarks/auction_bids.py --part units       # the formula in other units of load, without its two flaws
     python benchmarks/auction_bids.py --part modes       # what learning gains, with 95 % intervals
+    python benchmarks/auction_bids.py --part reserve     # flows held back by the classic reserve
     python benchmarks/auction_bids.py --part price       # bids that are not the marginal social cost
     python benchmarks/auction_bids.py --quick --json
 
@@ -61,12 +62,13 @@ class Lab:
         warmup = 0.15 * self.flows / self.rate
         return World(servers, Poisson(self.rate), Exponential(MEAN), seed=seed, flows=self.flows, warmup=warmup)
 
-    def run(self, policy: Callable[[], Any], *, told: bool = False) -> Floats:
+    def run(self, policy: Callable[[], Any], *, told: bool = False, reserve: str = "off") -> Floats:
         """Return mean and p99 FCT in ms, (seeds, 2)."""
-        return np.array([figures(Simulation(self.world(s, told)).run(policy(), interval=0.2).fct) for s in self.seeds])
+        runs = (Simulation(self.world(s, told)).run(policy(), interval=0.2, reserve=reserve) for s in self.seeds)
+        return np.array([figures(run.fct) for run in runs])
 
-    def named(self, name: str, *, told: bool = False, **options: Any) -> Floats:
-        return self.run(lambda: registry.create({"name": name, **options}), told=told)
+    def named(self, name: str, *, told: bool = False, reserve: str = "off", **options: Any) -> Floats:
+        return self.run(lambda: registry.create({"name": name, **options}), told=told, reserve=reserve)
 
     def curves(self, curves: Floats) -> Floats:
         return self.run(lambda: Fixed(Directive(rule="bids", curves=curves)))
@@ -155,6 +157,16 @@ def modes(lab: Lab) -> dict[str, Any]:
         "least connections": lab.named("lsq"),
     }
     return found | {name: shown(runs, off) for name, runs in others.items()}
+
+
+def reserve(lab: Lab) -> dict[str, Any]:
+    """What holding flows back by the classic reserve gains; differences are to dispatching at once."""
+    found: dict[str, Any] = {}
+    for mode in ("off", "continuous"):
+        at_once = lab.named("auction", learning=mode)
+        found[f"{mode}, at once"] = shown(at_once)
+        found[f"{mode}, held"] = shown(lab.named("auction", learning=mode, reserve="learned"), at_once)
+    return found
 
 
 # --- the price of untrue bids -----------------------------------------------------------------------------------------
@@ -260,7 +272,13 @@ def surplus(lab: Lab) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[Lab], dict[str, Any]]] = {"units": units, "modes": modes, "price": price, "surplus": surplus}
+PARTS: dict[str, Callable[[Lab], dict[str, Any]]] = {
+    "units": units,
+    "modes": modes,
+    "reserve": reserve,
+    "price": price,
+    "surplus": surplus,
+}
 
 
 def text(found: dict[str, Any], indent: str = "  ") -> str:

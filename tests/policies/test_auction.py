@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from controlplane import registry
+from controlplane.auction import mechanism
 from controlplane.auction.live_loads import FLOWS, LOAD_RANGE, PRIOR, FlowLoads
 from controlplane.auction.live_shapley import Contributions
 from controlplane.directive import check
@@ -18,7 +22,8 @@ from tests.policies.farm import Backend, Farm
 from tests.policies.observations import observation, profile
 
 GOLD, SILVER, BRONZE = (SLA_CLASSES.index(name) for name in ("gold", "silver", "bronze"))
-MODES = ["off", "continuous", "qlearning", "bandit", "ucb1", "thompson"]
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+MODES = ["off", "continuous", "qlearning", "bandit", "ucb1", "thompson"] + ["dqn"] * HAS_TORCH
 
 
 def busy(o, seconds, in_flight, *, won=0.0, bid=0.0, **fields):
@@ -61,7 +66,7 @@ def test_options_that_make_no_sense_are_refused_by_name(options, said):
         registry.create({"name": "auction", **options})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed: dqn would run")
+@pytest.mark.skipif(HAS_TORCH, reason="torch is installed: dqn would run")
 def test_dqn_without_torch_says_what_is_missing():
     with pytest.raises(PolicyError, match=r"learning: mode dqn needs torch.*vickrey\[rl\]"):
         Auction(learning="dqn")
@@ -144,6 +149,32 @@ def test_a_server_keeps_what_it_learned_when_rows_come_and_go():
     assert after == pytest.approx([1.0, before[0], before[2]])
     fewer = observation(1, now=103.0, ids=np.array([3], dtype=np.uint64), capacity=np.full(1, 8.0))
     assert policy.decide(fewer).classic.sensitivity == pytest.approx([before[2]])
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: needs vickrey[rl]")
+def test_dqns_of_several_simulated_balancers_are_copies():
+    policy = Auction(learning="dqn", epsilon=0.1)
+    other = copy.deepcopy(policy)
+    first = observation(2, capacity=np.array([8.0, 8.0]))
+    for _ in range(3):
+        first = busy(first, 1.0, [8, 0], capacity=first.capacity, won=1.0, bid=2.0)
+        one, two = policy.decide(first).classic, other.decide(first).classic
+        assert one.sensitivity == pytest.approx(two.sensitivity)
+        assert one.neural == pytest.approx(two.neural)
+
+
+# --- the mechanism ----------------------------------------------------------------------------------------------------
+
+costs = st.floats(0.0, 100.0)
+
+
+@given(costs, st.floats(0.0, 200.0), st.lists(costs, min_size=1, max_size=6))
+def test_in_one_auction_nobody_gains_by_a_bid_that_is_not_its_cost(cost, untrue, others):
+    def earned(own):
+        award = mechanism.award(np.array([own, *others]))
+        return award.price - cost if award.winner == 0 else 0.0
+
+    assert earned(untrue) <= earned(cost)
 
 
 # --- reserve ----------------------------------------------------------------------------------------------------------
