@@ -124,3 +124,15 @@ def least_work_left(
             heapq.heapreplace(free_at[server], best)
     fct: Floats = done - arrival_s + path_s
     return fct
+
+
+def mmk_mean_s(k: int, rho: float, mean_s: float) -> float:
+    """Mean completion time of M/M/k at load rho < 1 with services of mean_s seconds: Erlang's C formula.
+
+    Erlang, "Solution of some problems in the theory of probabilities", 1917; the recursion is that of Erlang's B.
+    """
+    blocking = 1.0
+    for n in range(1, k + 1):
+        blocking = rho * k * blocking / (n + rho * k * blocking)
+    waiting = blocking / (1 - rho * (1 - blocking))
+    return mean_s * (1 + waiting / (k * (1 - rho)))

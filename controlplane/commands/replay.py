@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     asking.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="sent with each request")
     asking.add_argument("--timeout", type=_duration, default=30.0, metavar="TIME", help="for an answer (default 30s)")
+    asking.add_argument(
+        "--priority", choices=("normal", "high", "realtime"), default="normal",
+        help="of the generator, on a busy machine; needs privileges",
+    )  # fmt: skip
     reading = parser.add_argument_group("reading")
     reading.add_argument("--format", default="auto", help="do not guess: marllb, wikibench, azure2021, azure2019, …")
     reading.add_argument("--column", action="append", default=[], metavar="FIELD=NAME[:UNIT]", help="of CSV and JSONL")
@@ -117,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     from testbed.replay.source import UsageError
     from testbed.traces.record import TraceError
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
+    # TERM is the same as Ctrl-C; INT counts also where a shell had it ignored, as for what a script runs behind itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _replay(args)
     except UsageError as error:
@@ -245,7 +251,9 @@ def _run(
     """Send, and write what came of it; a signal ends the sending, and never the writing."""
     import contextlib
     import os
+    import sys
 
+    from testbed.load.priority import priority
     from testbed.load.report import LATE_LIMIT_MS, LATE_MAX_LIMIT_MS, summarize
     from testbed.replay.live import Live
     from testbed.replay.origin import origin
@@ -255,10 +263,11 @@ def _run(
     settings = _settings(args)
     came_from = origin({**settings, "sha256": plan.sha256})
     with Interrupts() as interrupts:
-        with contextlib.nullcontext() if args.quiet else Live(plan) as live:
-            outcome = run(
-                plan, interrupts, live, keep_alive=args.connections == "keepalive", timeout_s=args.timeout
-            )  # fmt: skip
+        with contextlib.nullcontext() if args.quiet else Live(plan) as live, priority(args.priority) as got:
+            outcome = run(plan, interrupts, live, keep_alive=args.connections == "keepalive", timeout_s=args.timeout)
+        if got != args.priority:
+            print(f"--priority {args.priority} was not allowed; the generator had {got}", file=sys.stderr)
+        came_from["priority"] = got
         came_from["load_average_after"] = os.getloadavg()[0]
         summary = summarize(
             outcome.result,

@@ -56,7 +56,7 @@ class Summary:
         if self.late_p99 > self.late_limit:
             reasons.append(
                 f"the generator was late by more than {self.late_limit:g} ms (p99 {self.late_p99:.1f}): too little CPU"
-                " for it"
+                " for it (a higher --priority may help)"
             )
         worst = max(self.stall_max, 0.0 if math.isnan(self.late_max) else self.late_max)
         if worst > self.late_max_limit:

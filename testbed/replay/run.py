@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -15,7 +14,6 @@ from testbed.load.generator import Generator, Result
 from testbed.replay.source import Plan
 
 REFRESH_S = 0.25
-SWITCH_S = 0.0005  # the thread that draws gives way to the load after so long
 
 
 class View(Protocol):
@@ -39,7 +37,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # nohup's wish stands
+            if number != signal.SIGHUP or before is not signal.SIG_IGN:  # nohup's wish stands
                 self._before[number] = before
                 signal.signal(number, self._note)
         return self
@@ -72,14 +70,13 @@ async def _run(plan: Plan, interrupts: Interrupts, view: View | None, keep_alive
         plan.target, plan.schedule, timeout_s=timeout_s, keep_alive=keep_alive, request=plan.request
     )  # fmt: skip
     loop = asyncio.get_running_loop()
-    sys.setswitchinterval(SWITCH_S)
     interrupts.on_signal(lambda: loop.call_soon_threadsafe(generator.abort))
     sending = asyncio.create_task(generator.run())
     try:
         while not sending.done():
             await asyncio.wait([sending], timeout=REFRESH_S)
             if view is not None:
-                await asyncio.to_thread(view.update, generator)  # drawing takes milliseconds; requests leave meanwhile
+                view.update(generator)
         return Outcome(sending.result(), interrupts.came)
     finally:
         interrupts.on_signal(None)
