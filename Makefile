@@ -9,7 +9,7 @@ C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/de
 APT_BASE := gcc libc6-dev python3-dev python3-venv liburing-dev
 APT_TEST := apache2 iproute2 clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
 
-.PHONY: run test test-rl lint bench fuzz build clean help
+.PHONY: run test test-rl lint bench results fuzz build clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make test-rl the tests that need torch and Arrow, which it installs'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   the benchmarks behind the published figures                   (quick settings; see docs/benchmarks.md)'
+	@echo 'make results docs/results.md: Vickrey beside HAProxy, nginx and Envoy      (QUICK=1, ARGS="failure heavy-tail")'
 	@echo 'make fuzz    fuzz every parser for FUZZ_SECONDS (60) each'
 	@echo 'make build   compile the C parts in place'
 	@echo 'make clean   remove everything that was built'
@@ -38,6 +39,9 @@ lint: $(VENV)/.dev $(VENV)/.built
 
 bench: $(VENV)/.dev $(VENV)/.built
 	@for b in dispatch control_cycle overhead balance; do echo "== benchmarks/$$b.py"; $(PY) benchmarks/$$b.py --quick || exit 1; done
+
+results: $(VENV)/.dev $(VENV)/.built
+	@$(PY) -m testbed.compare.results $(if $(QUICK),--quick) $(ARGS)
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev

@@ -97,7 +97,7 @@ def _tails(document: dict[str, Any], found: Comparison) -> Any:
         fct = np.concatenate([times_of(r).fct_ms for r in found.references if r.name == reference["name"]])
         _add_tail(figure, fct, reference["name"], "#555", "dot" if "central" in reference["name"] else "dash")
     figure.update_layout(**_LAYOUT, height=460, xaxis_title="FCT, ms", yaxis_title="share that took longer")
-    figure.update_xaxes(type="log", autorangeoptions_minallowed=1)
+    figure.update_xaxes(type="log", autorangeoptions_minallowed=0)  # 1 ms: the axis counts in powers of ten
     figure.update_yaxes(type="log", dtick=1)
     return figure
 
@@ -214,14 +214,28 @@ def _add_requests(figure: Any, run: Run, names: Sequence[str]) -> None:
 
 
 def _mark(figure: Any, scenario: Scenario) -> None:
-    """Lines where something happens."""
+    """Lines where something happens, through all rows; its name at the first."""
+    happens: dict[float, list[str]] = {}
+    colour: dict[float, str] = {}
+    begins: dict[tuple[float, str], list[str]] = {}
+    ends: dict[float, list[str]] = {}
     for event in scenario.events:
-        figure.add_vline(x=event.at, line_dash="dot", line_color="#c00", annotation_text=str(event))
+        begins.setdefault((event.at, event.what), []).append(event.server)
         if event.until is not None:
-            what = f"{event.server} well again"
-            figure.add_vline(x=event.until, line_dash="dot", line_color="#080", annotation_text=what)
+            ends.setdefault(event.until, []).append(event.server)
+    for (at, what), servers in begins.items():
+        happens.setdefault(at, []).append(f"{', '.join(servers)} {what}")
+        colour[at] = "#c00"
+    for at, servers in ends.items():
+        happens.setdefault(at, []).append(f"{', '.join(servers)} well again")
+        colour.setdefault(at, "#080")
     for step in scenario.profile:
-        figure.add_vline(x=step.at, line_dash="dot", line_color="#888", annotation_text=f"load {step.load:.0%}")
+        happens.setdefault(step.at, []).append(f"load {step.load:.0%}")
+    for at, names in happens.items():
+        figure.add_vline(x=at, line_dash="dot", line_color=colour.get(at, "#888"))
+        figure.add_annotation(
+            x=at, y=1, xref="x", yref="y domain", text="; ".join(names), showarrow=False, xanchor="left", yanchor="top"
+        )
 
 
 def _short(values: Any) -> list[float | None]:

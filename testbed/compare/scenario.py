@@ -89,11 +89,12 @@ class Event(Model):
         more = {"factor": self.factor} if self.kind == "slow" else {"share": self.share}
         return {"kind": self.kind, **more}
 
-    def __str__(self) -> str:
-        what = (
+    @property
+    def what(self) -> str:
+        """What becomes of the server, in words."""
+        return (
             f"{self.factor:g} times slower" if self.kind == "slow" else "killed" if self.kind == "kill" else self.kind
         )
-        return f"{self.server} {what}"
 
 
 class Checks(Model):

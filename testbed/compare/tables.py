@@ -107,14 +107,12 @@ def heading(found: dict[str, Any]) -> str:
     )
 
 
-LEGEND = (
-    "FCT: flow completion time from the scheduled arrival to the last byte, errors left out, the unanswered counted"
-    " with the age they reached. Slowdown: mean of FCT over the time that the fastest server alone would take."
-    " Jain: of the servers' utilisation, as they report it. CPU: of all the balancer's processes, a request; in"
-    " brackets of the data plane alone."
-    f" +{' +'.join(TOLD)}: told the true speeds or worker counts, which the others had to do without."
-    " Brackets behind ratios: 95 % intervals, paired by round."
-)
+LEGEND = f"""\
+FCT: flow completion time from the scheduled arrival to the last byte, errors left out, the unanswered counted with the
+age they reached. Slowdown: mean of FCT over the time that the fastest server alone would take. Jain: of the servers'
+utilisation, as they report it. CPU: of all the balancer's processes, a request; in brackets of the data plane alone.
+{" ".join(f"+{option}" for option in TOLD)}: told the true speeds or worker counts, which the others had to do without.
+Brackets behind ratios: 95 % intervals, paired by round."""
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

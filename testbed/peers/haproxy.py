@@ -45,7 +45,9 @@ def configuration(
     if health:
         lines += [
             f"    option httpchk GET {health.path}",
-            f"    default-server check inter {health.inter_s * 1e3:.0f} fall {health.fall} rise {health.rise}",
+            f"    default-server check inter {health.inter_s * 1e3:.0f} fall {health.fall} rise {health.rise}"
+            # Else a dead server, having no connections, is the one of the least until the next check.
+            " observe layer4 error-limit 3 on-error mark-down",
         ]
     for i, server in enumerate(servers, 1):
         told = f" weight {server.weight}" if server.weight else ""
