@@ -321,7 +321,10 @@ class Topology:
         with ThreadPoolExecutor(max_workers=max(len(self._servers), 1)) as pool:
             rows = list(pool.map(lambda server: measure(server.placed, server.group), self._servers))
         for row in rows:
-            row["quota_cores"] = None if row["quota_cores"] is None else row["quota_cores"] / self._factor(row["name"])
+            if row["quota_cores"] is not None:  # as a fault may have left it
+                row["quota_cores"] /= self._factor(row["name"])
+                if row["backend"] == "apache":
+                    row["speed"] = row["quota_cores"]
         return rows
 
     def _factor(self, name: str) -> float:

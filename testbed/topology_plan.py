@@ -27,7 +27,7 @@ def plan_cpu(file: TopologyFile, cores: int) -> dict[str, float]:
     if file.machine_share is None or not wanted:
         return wanted
     scale = min(1.0, file.machine_share * cores / sum(wanted.values()))
-    return {name: round(cpu * scale, 6) for name, cpu in wanted.items()}
+    return {name: round(cpu * scale, 9) for name, cpu in wanted.items()}
 
 
 def with_backend(file: TopologyFile, backend: str) -> TopologyFile:

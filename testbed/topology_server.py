@@ -169,13 +169,14 @@ def apache_status(placed: Placed, timeout_s: float = 0.5) -> dict[str, Any] | No
 def measure(placed: Placed, group: cgroups.Group | None) -> dict[str, Any]:
     """Ground truth of one server now; `up` is false when it does not run, and then the rest is missing or zero.
 
-    Keys: name, backend, address, pid, up, workers, busy, queued, requests, cpu_s, memory (bytes), quota_cores; for
-    Apache also mpm, keepalive, uptime_s, answered (false: all workers were taken, so that it could not be asked); for
+    Keys: name, backend, mpm, address, pid, up, workers, busy, queued, requests, cpu_s, memory (bytes), quota_cores; for
+    Apache also keepalive, served, uptime_s, answered (false: all workers were taken, it could not be asked); for
     aiohttp what its /stats has.
     """
     row: dict[str, Any] = {
         "name": placed.name,
         "backend": placed.backend,
+        "mpm": placed.mpm or None,
         "address": placed.address,
         "pid": placed.pid,
         "up": is_process(placed.pid, placed.started),
@@ -203,9 +204,11 @@ def _apache(placed: Placed) -> dict[str, Any]:
     status = apache_status(placed)
     waiting = apache.queued(placed.pid, placed.host, placed.port)
     if status is None:
-        return {"mpm": placed.mpm, "busy": placed.workers, "queued": waiting, "answered": False}
-    keys = ("mpm", "busy", "keepalive", "workers", "requests", "uptime_s")
-    return {**{key: status[key] for key in keys}, "queued": waiting, "answered": True, "status_cpu_s": status["cpu_s"]}
+        return {"busy": placed.workers, "queued": waiting, "answered": False}
+    keys = ("busy", "keepalive", "workers", "requests", "uptime_s")
+    truth = {key: status[key] for key in keys}
+    served = status["requests"]  # Apache counts a request when its answer has gone
+    return {**truth, "served": served, "queued": waiting, "answered": True, "status_cpu_s": status["cpu_s"]}
 
 
 def aiohttp_call(placed: Placed, path: str, body: bytes | None, timeout_s: float = 5.0) -> dict[str, Any]:
