@@ -60,7 +60,10 @@ def told(addresses: list[str], workers: int) -> list[Server]:
 
 
 def balancer(name: str) -> Callable[[list[str], int], Peer]:
-    """How to start the balancer of this name: `vickrey POLICY`, `haproxy BALANCE[+W][+Q]` or `nginx DIRECTIVE`."""
+    """How to start the balancer of this name; +hold: `reserve: learned`, +W, +Q: told weights, worker counts.
+
+    `vickrey POLICY[+hold]`, `haproxy BALANCE[+W][+Q]` or `nginx DIRECTIVE`.
+    """
     program, _, rule = name.partition(" ")
     rule, *knows = rule.split("+")
 
@@ -71,12 +74,16 @@ def balancer(name: str) -> Callable[[list[str], int], Peer]:
         ]
 
     start: dict[str, Callable[[list[str], int], Peer]] = {
-        "vickrey": lambda a, w: vickrey.start(servers(a, w), policy=rule, name=name),
+        "vickrey": lambda a, w: vickrey.start(
+            servers(a, w), policy=rule, name=name, reserve="learned" if "hold" in knows else "off"
+        ),
         "haproxy": lambda a, w: haproxy.start(servers(a, w), balance=rule, name=name),
         "nginx": lambda a, w: nginx.start(servers(a, w), balance=rule, name=name),
     }
     if program not in start or not rule:
-        raise argparse.ArgumentTypeError(f"{name!r}: not 'vickrey POLICY', 'haproxy BALANCE[+W][+Q]' or 'nginx RULE'")
+        raise argparse.ArgumentTypeError(
+            f"{name!r}: not 'vickrey POLICY[+hold]', 'haproxy BALANCE[+W][+Q]' or 'nginx RULE'"
+        )
     return start[program]
 
 

@@ -170,6 +170,7 @@ struct worker_state {
     struct waiting_list queue[SLA_CLASSES];
     uint32_t queue_n;
     bool     full;                          /* as the service's bit of this worker */
+    float    held_bid;                      /* the lowest, of the flow that was held last */
     atomic_int barrier;                     /* only ever exchanged, see queue_wake() */
     struct session *sessions_memory, *sessions_free;
     struct upstream *upstreams_memory, *upstreams_free;

@@ -11,12 +11,13 @@
  * the server has nothing to do, so a flow of its own goes first when it came within HOP_NS of the other.
  *
  * When the first is held, others may still go: the reserve is a curve over the flows that wait before one, so the dearer
- * server that the first does not want may be right for the last. New flows are asked likewise, unless a look is about to be made: what
+ * server that the first does not want may be right for one further behind. New flows are asked likewise, unless a look is about to be made: what
  * became free belongs to those who wait, and no worker lives on the places that its own flows leave. Between the look and
  * the award another worker may be quicker, so a cap may be overshot by workers - 1 flows, never more.
  */
 #include "proxy.h"
 
+#include <math.h>
 #include <unistd.h>
 
 #define ELDERS_TURN 8
@@ -154,20 +155,35 @@ static enum verdict try(struct worker_state *w, struct session *s, uint32_t befo
     return verdict;
 }
 
-/* The first is held, but there is room. An elder is no longer; and the others have more flows before them. True: one went. */
-static bool try_others(struct worker_state *w, const struct session *tried, bool elders_only)
+/* The first of this worker's flows of a class that has enough others before it to take a server that bids so; NULL: none. Which places
+ * they have among the flows of all workers is not known: they are taken to lie evenly between the others'. */
+static struct session *first_willing(const struct worker_state *w, uint32_t sla, uint32_t from, uint32_t all, float bid, uint32_t *before)
 {
-    uint32_t before = 0;
+    const uint32_t own = (uint32_t)w->counters->queued_class[sla];
+    const uint32_t least = balancer_waiting_for(w->balancer, sla, bid);
+    if (own == 0 || all < own || least >= from + all)
+        return NULL;
+    uint32_t nth = least <= from ? 0 : (uint32_t)(((uint64_t)(least - from) * own + all - 1) / all);
+    struct session *s = w->queue[sla].first;
+    for (uint32_t i = 0; i < nth && s->queue_next; i++)
+        s = s->queue_next;
+    *before = least > from ? least : from;
+    return s;
+}
+
+/* The first is held, but there is room. An elder is held no longer, and the others have more flows before them. bid: the lowest,
+ * INFINITY when it is not known, and elders alone are asked. True: one went. */
+static bool try_others(struct worker_state *w, const struct session *tried, float bid)
+{
+    uint32_t from = 0, before;
     for (uint32_t c = 0; c < SLA_CLASSES; c++) {
-        uint32_t from = before;
-        before += atomic_load_explicit(&w->service->waiting[c], memory_order_relaxed);
+        const uint32_t all = atomic_load_explicit(&w->service->waiting[c], memory_order_relaxed);
         struct session *s = w->queue[c].first;
-        if (!s)
-            continue;
-        if (s != tried && (!elders_only || is_elder(w, s->queued_ns)) && try(w, s, from) != VERDICT_HELD)
+        if (s && s != tried && is_elder(w, s->queued_ns) && try(w, s, from) != VERDICT_HELD)
             return !w->full;
-        if (!elders_only && before > from + 1 && try(w, w->queue[c].last, before - 1) != VERDICT_HELD)
+        if (bid < INFINITY && (s = first_willing(w, c, from, all, bid, &before)) && try(w, s, before) != VERDICT_HELD)
             return !w->full;
+        from += all;
     }
     return false;
 }
@@ -206,7 +222,7 @@ void queue_wake(struct worker_state *w)
             if (atomic_load(&v->full))
                 return;
         }
-        if (!try_others(w, s, !own))
+        if (!try_others(w, s, own ? w->held_bid : INFINITY))
             return;
     }
 }

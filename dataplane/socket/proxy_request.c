@@ -138,6 +138,7 @@ enum verdict request_try(struct session *s, uint32_t before, bool unheld)
         key.failed[key.n_failed++] = s->failed[i];
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {
+        w->held_bid = award.bid;
         if (award.full)
             return award.held ? VERDICT_HELD : VERDICT_FULL;
         session_answer(s, 503, 'S', OUTCOME_CONNECT_FAILED);

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.commands.status import auction_line, server_table
 from controlplane.counters import BUCKET_EDGES_S, Snapshot
-from controlplane.status import History, Recent, fct_ms, percentile_ms
+from controlplane.status import History, Recent, fct_ms, percentile_ms, ratio, traffic_status
 from shm_layout._segment import lib
 from shm_layout.layout import HISTOGRAM_BUCKETS, SERVER_STATS, WORKER
 
@@ -75,3 +76,40 @@ def test_a_large_service_is_looked_at_more_rarely():
     history = History(snapshot(0.0, [0]))
     assert not history.is_due(2.0, rows=4096)
     assert history.is_due(8.0, rows=4096)
+
+
+def test_bids_margins_and_waits_are_means_over_the_window():
+    before, now = snapshot(10.0, [100, 50]), snapshot(12.0, [140, 50])
+    before.stats["bid_sum"], now.stats["bid_sum"] = [10, 7], [18, 7]
+    now.stats["auctions_won"] = [40, 0]
+    now.stats["priced"], now.stats["price_sum"], now.stats["margin_sum"] = [10, 0], [5, 0], [2, 0]
+    for name, value in {"flows_class": 40, "waited_class": 10, "wait_class_sum_ns": 20_000_000}.items():
+        now.workers[name][:, 1] = value
+    now.workers["queued_class"][:, 2] = 3
+    document = traffic_status("http", now, Recent(before, now))
+    assert (document["bid_mean"], document["price_mean"], document["margin_mean"]) == (0.2, 0.5, 0.2)
+    silver, bronze = document["classes"]["silver"], document["classes"]["bronze"]
+    assert (silver["rps"], silver["waited"], silver["wait_mean_ms"]) == (20, 0.25, 2)
+    assert (bronze["queued"], bronze["wait_mean_ms"]) == (3, None)
+
+
+def test_a_mean_of_nothing_is_none():
+    assert ratio(0.0, 0) is None
+    assert ratio(float("inf"), 3) is None
+
+
+def test_the_auction_has_a_line_only_where_somebody_bids_or_waits():
+    assert auction_line({"bid_mean": 0.0, "price_mean": None, "classes": {"silver": {"queued": 0, "rps": 9}}}) == ""
+    classes = {
+        "silver": {"queued": 2, "rps": 9.0, "waited": 0.25, "wait_mean_ms": 3.21},
+        "gold": {"queued": 0, "rps": 0},
+    }
+    service = {"bid_mean": 0.5, "price_mean": 0.75, "margin_mean": 0.25, "queued": 2, "classes": classes}
+    service["reserve"] = {"mode": "learned", "value": 0.6123}
+    said = auction_line(service)
+    assert said == (
+        "  bid 0.5 price 0.75 margin 0.25  reserve 0.612 (learned)  waiting 2: silver 2, 25.0% waited 3.21 ms"
+    )
+    assert len(server_table({"servers": [{"name": "a"}]})[0]) + 2 == len(
+        server_table({"servers": [{"bid_mean": 1}]})[0]
+    )

@@ -152,6 +152,9 @@ def start_bench(start_origin, start_balancer, service, io) -> Iterator[Callable[
         balancer = start_balancer([0], mode=mode, io=io, workers=workers, SEGMENT=service.segment.name)
         bench = Bench(service, gated, ports, balancer)
         benches.append(bench)
+        if workers > 1:  # each looks for its peers every 50 ms, and follows their flows from then on
+            wait_for(lambda: len(bench.rows()) == workers)
+            time.sleep(0.15)
         return bench
 
     yield start
