@@ -1,11 +1,16 @@
-"""Open-loop load through locust: arrivals replay a schedule, whatever the answers do.
+"""Open-loop load through locust: arrivals are those of a trace or a schedule, whatever the answers do.
 
+    locust -f testbed/locustfile.py --headless -H http://127.0.0.1:8080 --trace poisson_for_loop_rate_150.csv --speed 2
     locust -f testbed/locustfile.py --headless -H http://127.0.0.1:8080 --rate 200 --seconds 30 --demand exponential:40
 
 locust's users wait for an answer before they go on: a closed loop, which slows down with the server and hides its
 queue. Here one user sends the whole schedule, each request in a greenlet of its own at its time, and the response
-time that enters locust's statistics counts from the *scheduled* arrival. The schedule is that of `python -m
-testbed.load` with the same options. At the end it says how late requests left.
+time that enters locust's statistics counts from the *scheduled* arrival. A trace is that of `vickrey replay` with the
+same options, a schedule that of `python -m testbed.load`. At the end it says the completion times up to p99.9, and how
+late requests left; when that was too late, the exit status is 1.
+
+Every option may be a variable of the environment as well: --trace is VICKREY_TRACE. In the web UI they are fields of
+the start form. With workers (--processes) one of them sends.
 """
 
 from __future__ import annotations
@@ -16,28 +21,52 @@ from pathlib import Path
 from typing import Any
 
 import gevent  # type: ignore[import-untyped]
+import locust.stats
 import numpy as np
 from gevent.pool import Group  # type: ignore[import-untyped]
 from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
 
 from testbed.demand import SHAPES, parse_demand
-from testbed.load.report import LATE_LIMIT_MS
+from testbed.load.generator import parse_url
+from testbed.load.report import LATE_LIMIT_MS, LATE_MAX_LIMIT_MS
 from testbed.load.schedule import Schedule, from_csv, poisson
+from testbed.replay import capacity, source
+from testbed.traces.record import TraceError
 
 log = logging.getLogger("testbed.locust")
+
+locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99, 0.999]
+locust.stats.PERCENTILES_TO_STATISTICS = [0.9, 0.99, 0.999]
+_NAMES_MOST = 20  # rows in locust's table
+_OVER = "replay over"  # what a worker tells its master
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("open-loop schedule")
-    group.add_argument("--rate", type=float, default=100.0, help="Poisson arrivals a second")
-    group.add_argument("--seconds", type=float, default=10.0, help="length of the schedule")
-    group.add_argument("--arrivals", default="", help="CSV with the columns arrival_s, demand_ms, instead of --rate")
-    group.add_argument("--demand", default="", help=f"SHAPE:MEAN_MS, sent as ?d=; SHAPE is {', '.join(SHAPES)}")
-    group.add_argument("--schedule-seed", type=int, default=1)
-    group.add_argument("--path", default="/", help="what to ask for")
+
+    def add(name: str, **rest: Any) -> None:
+        variable = "VICKREY_" + name.lstrip("-").replace("-", "_").upper()
+        group.add_argument(name, env_var=variable, **rest)
+
+    add("--trace", default="", help="a trace file, or KIND[:NAME=VALUE,…]; see docs/replay.md")
+    add("--speed", type=float, default=1.0, help="time passes so many times as fast")
+    add("--load", type=float, default=0.0, help="the speed that offers this share of --capacity; 0: --speed counts")
+    add("--capacity", type=float, default=0.0, help="work that the servers do in a second")
+    add("--servers", default="", help="aiohttp backends, asked for their capacity: A,B,…")
+    add("--limit", type=int, default=0, help="at most so many requests of the trace; 0: all")
+    add("--seconds", type=float, default=0.0, help="length of the schedule; of a trace, 0: all (default without: 10)")
+    add("--request", default="auto", help="query, d, n, plain or auto")
+    add("--seconds-per-work", type=float, default=0.0, help="makes the trace's work seconds; 0: it stays as it is")
+    add("--connections", choices=["keepalive", "per-flow"], default="keepalive", help="kept, or one for each request")
+    add("--rate", type=float, default=100.0, help="without a trace: Poisson arrivals a second")
+    add("--arrivals", default="", help="CSV with the columns arrival_s, demand_ms, instead of --rate")
+    add("--demand", default="", help=f"SHAPE:MEAN_MS, sent as ?d=; SHAPE is {', '.join(SHAPES)}")
+    add("--schedule-seed", type=int, default=1, help="of arrivals and demands")
+    add("--path", default="/", help="what to ask for, or what stands before it")
 
 
 class Replay:
@@ -45,35 +74,113 @@ class Replay:
 
     def __init__(self) -> None:
         self.schedule: Schedule | None = None
+        self.paths: list[str] = []
+        self.names: list[str] = []
         self.late_s: list[float] = []
+        self.fct_s: list[float] = []
         self.is_over = False
+
+    def begin(self, options: Any, host: str) -> None:
+        """Make the schedule; TraceError, ValueError or OSError when that cannot be."""
+        self.schedule = None
+        self.late_s, self.fct_s = [], []
+        if options.trace:
+            self._begin_trace(options, host)
+            return
+        demand = parse_demand(options.demand) if options.demand else None
+        self.schedule = (
+            from_csv(Path(options.arrivals), options.schedule_seed, demand)
+            if options.arrivals
+            else poisson(options.rate, options.seconds or 10.0, options.schedule_seed, demand)
+        )
+        between = "&" if "?" in options.path else "?"
+        self.paths = [
+            f"{options.path}{between}d={demand:.4f}" if demand == demand else options.path  # not NaN
+            for demand in self.schedule.demand_ms.tolist()
+        ]
+        self.names = [options.path] * len(self.paths)
+
+    def _begin_trace(self, options: Any, host: str) -> None:
+        wanted = source.Wanted(
+            options.trace, seed=options.schedule_seed, limit=options.limit or None, speed=options.speed,
+            load=options.load or None, duration=options.seconds or None, request=options.request,
+            seconds_per_work=options.seconds_per_work or None,
+        )  # fmt: skip
+        known = options.capacity or None
+        if options.load and known is None and options.servers:
+            known = sum(capacity.told(address.strip()) for address in options.servers.split(","))
+        if options.load and known is None:
+            raise ValueError("--load is a share of a capacity: say --capacity WORK, or --servers A,B,…")
+        plan = source.load(wanted).plan(parse_url(host.rstrip("/") + options.path), capacity=known)
+        self.paths = [plan.path(index).decode() for index in range(len(plan.schedule))]
+        names = [path.partition("?")[0] for path in self.paths]
+        self.names = names if len(set(names)) <= _NAMES_MOST else [options.path] * len(names)
+        self.schedule = plan.schedule
+
+    def over(self, environment: Environment) -> None:
+        if not self.is_over:
+            self.is_over = True
+            if isinstance(environment.runner, WorkerRunner):
+                environment.runner.send_message(_OVER, self.figures())
+
+    def figures(self) -> dict[str, list[float]]:
+        """Milliseconds: lateness (p50, p99, max), completion times (mean, p50, p90, p99, p99.9, max); and counts."""
+        late, fct = np.array(self.late_s) * 1e3, np.array(self.fct_s) * 1e3
+        return {
+            "late": np.percentile(late, (50, 99, 100)).tolist() if len(late) else [],
+            "fct": [float(fct.mean()), *np.percentile(fct, (50, 90, 99, 99.9, 100)).tolist()] if len(fct) else [],
+            "count": [len(late), len(fct)],
+        }
 
 
 replay = Replay()
 
 
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def listen(environment: Environment, **_: Any) -> None:
+    if isinstance(environment.runner, MasterRunner):
+
+        def end(msg: Any, **_: Any) -> None:
+            replay.is_over = True
+            say(environment, msg.data)
+
+        environment.runner.register_message(_OVER, end)
+
+
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
-def make_schedule(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
-    assert options is not None
-    demand = parse_demand(options.demand) if options.demand else None
-    replay.schedule = (
-        from_csv(Path(options.arrivals), options.schedule_seed, demand)
-        if options.arrivals
-        else poisson(options.rate, options.seconds, options.schedule_seed, demand)
-    )
-    replay.late_s.clear()
+def begin(environment: Environment, **_: Any) -> None:
     replay.is_over = False
+    if isinstance(environment.runner, MasterRunner):
+        return
+    try:
+        replay.begin(environment.parsed_options, environment.host or "")
+    except (TraceError, ValueError, OSError) as error:
+        log.error("%s", error)
+        environment.process_exit_code = 2
+        replay.over(environment)
 
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]
-def report_lateness(environment: Environment, **_: Any) -> None:
-    if not replay.late_s:
+def report(environment: Environment, **_: Any) -> None:
+    if not isinstance(environment.runner, MasterRunner):
+        say(environment, replay.figures())
+
+
+def say(environment: Environment, figures: dict[str, list[float]]) -> None:
+    if not figures["late"]:
         return
-    p50, p99, largest = np.percentile(replay.late_s, (50, 99, 100)) * 1e3
-    log.info("sent %d requests, late by p50 %.2f ms, p99 %.2f ms, max %.2f ms", len(replay.late_s), p50, p99, largest)
-    if p99 > LATE_LIMIT_MS:
-        log.warning("INVALID: the generator was late by more than %g ms (p99): too little CPU for it", LATE_LIMIT_MS)
+    sent, answered = figures["count"]
+    log.info("sent %d requests, answered %d", sent, answered)
+    if figures["fct"]:
+        log.info("FCT ms: mean %.2f, p50 %.2f, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f", *figures["fct"])
+    log.info("late ms: p50 %.2f, p99 %.2f, max %.2f", *figures["late"])
+    _, p99, largest = figures["late"]
+    if p99 > LATE_LIMIT_MS or largest > LATE_MAX_LIMIT_MS:
+        log.warning(
+            "INVALID: the generator was late, by more than %g ms (p99) or %g (max): too little CPU for it",
+            LATE_LIMIT_MS,
+            LATE_MAX_LIMIT_MS,
+        )
         environment.process_exit_code = 1
 
 
@@ -93,26 +200,29 @@ class OpenLoopUser(FastHttpUser):
             return
         options = self.environment.parsed_options
         assert options is not None
+        headers = {"Connection": "close"} if options.connections == "per-flow" else {}
         requests = Group()
         start = time.perf_counter() + 0.05
         try:
-            for arrival, demand in zip(schedule.arrival_s.tolist(), schedule.demand_ms.tolist(), strict=True):
+            for arrival, path, name in zip(schedule.arrival_s.tolist(), replay.paths, replay.names, strict=True):
                 ahead = start + arrival - time.perf_counter()
                 if ahead > 0:
                     gevent.sleep(ahead)
-                path = options.path
-                if demand == demand:  # not NaN
-                    path += f"{'&' if '?' in path else '?'}d={demand:.4f}"
-                requests.spawn(self._send, start + arrival, path, options.path)
+                requests.spawn(self._send, start + arrival, path, name, headers)
             requests.join()
         finally:
             requests.kill()
-            replay.is_over = True
+            replay.over(self.environment)
 
-    def _send(self, scheduled: float, path: str, name: str) -> None:
+    def _send(self, scheduled: float, path: str, name: str, headers: dict[str, str]) -> None:
         replay.late_s.append(time.perf_counter() - scheduled)
-        with self.client.get(path, name=name, catch_response=True) as response:
-            response.request_meta["response_time"] = (time.perf_counter() - scheduled) * 1e3
+        with self.client.get(
+            path, name=name, headers=headers, catch_response=True, allow_redirects=False
+        ) as response:  # fmt: skip
+            took = time.perf_counter() - scheduled
+            response.request_meta["response_time"] = took * 1e3
+            if 200 <= (response.status_code or 0) < 400:
+                replay.fct_s.append(took)
 
 
 class ScheduleShape(LoadTestShape):

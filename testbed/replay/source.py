@@ -85,7 +85,8 @@ class Plan:
 
     target: Target
     schedule: Schedule
-    request: Callable[[int], bytes]
+    request: Callable[[int], bytes]  # of a row, as it goes over the wire
+    path: Callable[[int], bytes]  # its path and query
     kind: str  # of request
     work: Floats
     unit: str  # "s", "turns" or "requests"
@@ -178,42 +179,37 @@ class Trace:
             kept = int(np.searchsorted(arrival_s, wanted.duration))
         work = self.work[:kept]
         demand_ms = work * 1e3 if self.is_timed and self.has_work else np.full(kept, np.nan)
+        path = self.paths(target, kept)
         return Plan(
-            target, Schedule(arrival_s[:kept], demand_ms), self.requests(target, kept, keep_alive), self.kind, work,
+            target, Schedule(arrival_s[:kept], demand_ms), wired(target, path, keep_alive), path, self.kind, work,
             self.unit, speed, rate, capacity, checksum([self.records[:kept]]),
         )  # fmt: skip
 
-    def requests(self, target: Target, count: int, keep_alive: bool = True) -> Callable[[int], bytes]:
-        """Return what makes the request of a row."""
-        head, _, tail = target.get("\0", keep_alive).partition(b"\0")
-        path = target.path
-        query = "&" if "?" in path else "?"
+    def paths(self, target: Target, count: int) -> Callable[[int], bytes]:
+        """Return what makes path and query of a row's request."""
+        path = target.path.encode()
+        query = b"&" if b"?" in path else b"?"
         if self.kind == "plain":
-            whole = target.get(path, keep_alive)
-            return lambda index: whole
+            return lambda index: path
         if self.kind == "query":
             keys = self.records["key"][:count].tolist()
-            said = texts(self._path, self.form, self._options(), set(keys))
-            before = path.partition("?")[0].rstrip("/")
-            paths = {key: head + (before + path_of(text)).encode("ascii") + tail for key, text in said.items()}
-            return lambda index: paths[keys[index]]
-        works = self.work[:count].tolist()
+            said = texts(self._path, self.form, options_of(self.wanted), set(keys))
+            before = path.partition(b"?")[0].rstrip(b"/")
+            found = {key: before + path_of(text).encode("ascii") for key, text in said.items()}
+            return lambda index: found[keys[index]]
         if self.kind == "n":
-            works = np.asarray(self.records["work"][:count], dtype=np.float64).tolist()
-            return lambda index: head + f"{path}{query}n={works[index]:.0f}".encode() + tail
-        sizes = self.records["bytes"][:count].tolist()
+            turns = np.asarray(self.records["work"][:count], dtype=np.float64).tolist()
+            return lambda index: path + query + b"n=%d" % round(turns[index]) if turns[index] == turns[index] else path
+        works, sizes = self.work[:count].tolist(), self.records["bytes"][:count].tolist()
 
         def with_demand(index: int) -> bytes:
             work, size = works[index], sizes[index]
-            asked = [f"d={work * 1e3:.4f}"] if work == work else []
+            asked = [b"d=%.4f" % (work * 1e3)] if work == work else []
             if size:
-                asked.append(f"size={size}")
-            return head + (path + (query + "&".join(asked) if asked else "")).encode() + tail
+                asked.append(b"size=%d" % size)
+            return path + query + b"&".join(asked) if asked else path
 
         return with_demand
-
-    def _options(self) -> Options:
-        return options_of(self.wanted)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -223,6 +219,12 @@ class Trace:
             "work_unit": self.unit,
             "bad_rows": self.problems.as_json(),
         }
+
+
+def wired(target: Target, path: Callable[[int], bytes], keep_alive: bool) -> Callable[[int], bytes]:
+    """Return what makes requests, as they go over the wire, of paths."""
+    head, _, tail = target.get("\0", keep_alive).partition(b"\0")
+    return lambda index: head + path(index) + tail
 
 
 def options_of(wanted: Wanted) -> Options:
