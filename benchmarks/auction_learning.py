@@ -1,6 +1,6 @@
 """The round-based auction simulation: what learning does, and what holds of the white paper's results.
 
-    python benchmarks/auction_learning.py [--quick] [--json]
+    python benchmarks/auction_learning.py [--parts modes,sla,split,paper] [--quick] [--json]
 
 Every mode runs with the same seeds, hence the same servers and tasks: differences from mode `off` are paired, with 95 %
 intervals (Student's t over the seeds). Figures are means over the last four fifths of the rounds. Four parts:
@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +117,28 @@ def modes(seeds: int, rounds: int, as_text: bool) -> list[dict[str, Any]]:
 
 
 def compare(
-    title: str, seeds: int, choices: dict[str, dict[str, Any]], names: tuple[str, ...], as_text: bool
+    title: str, seeds: int, choices: dict[str, dict[str, Any]], names: Sequence[str], as_text: bool
 ) -> dict[str, Any]:
+    """Run several scenarios on the same seeds: the first's figures, and the others' differences from them."""
     found: dict[str, Any] = {}
-    lines = [[title, *names]]
+    base: dict[str, np.ndarray[Any, Any]] = {}
+    lines = [["", *choices]]
+    columns = []
     for label, scenario in choices.items():
         values = runs(seeds, **scenario)
-        means = {name: estimate(values[name]) for name in names}
-        found[label] = {name: [e.mean, e.half] for name, e in means.items()}
-        lines.append([label, *(text(means[name], DIGITS.get(name, 3)) for name in names)])
+        first, base = not base, base or values
+        shown = {name: estimate(values[name] if first else values[name] - base[name]) for name in names}
+        found[label] = {name: [e.mean, e.half] for name, e in shown.items()}
+        columns.append([text(shown[name], DIGITS.get(name, 3), signed=not first) for name in names])
+    lines += [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     if as_text:
-        print()
+        print(f"\n{title}: the first, and the others' differences from it")
         table(lines)
     return found
 
 
 def paper(rounds: int, as_text: bool) -> dict[str, Any]:
-    """Does the reserve settle: how its means over periods differ. When do coalitions appear? How long does a run take?"""
+    """Does the reserve settle (how its means over periods differ)? When do coalitions appear? How long is a run?"""
     found: dict[str, Any] = {}
     for mode in ("off", "continuous"):
         rows = Simulation(Scenario(rounds=rounds, mode=mode, servers=20, seed=1)).run().rows
@@ -164,24 +170,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 seeds, 300 rounds")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--parts", default="modes,sla,split,paper", help="only these (default all)")
     args = parser.parse_args()
     seeds, rounds, shown = (4, 300, not args.json) if args.quick else (12, 1000, not args.json)
-    found: dict[str, Any] = {"seeds": seeds, "rounds": rounds, "modes": modes(seeds, rounds, shown)}
+    parts = args.parts.split(",")
+    found: dict[str, Any] = {"seeds": seeds, "rounds": rounds}
     base = {"rounds": rounds, "servers": 8, "learning": {"sensitivity_range": BOUNDED}}
-    by_class = [f"{what}_{sla}" for what in ("misses", "completion") for sla in CLASSES]
-    names = (*by_class, "deferrals_bronze", "outbid")
-    choices = {on: {**base, "auction": {"sla": on == "counted"}} for on in ("counted", "ignored")}
-    found["sla"] = compare("SLA levels", seeds, choices, names, shown)
-    splits = {
-        "equal": {"split": "equal"},
-        "shapley": {"split": "shapley"},
-        "equal, 3 partners": {"split": "equal", "partners": 3},
-        "shapley, 3 partners": {"split": "shapley", "partners": 3},
-        "no coalitions": {"partners": 0},
-    }
-    choices = {label: {**base, "mode": "off", "auction": auction} for label, auction in splits.items()}
-    found["split"] = compare("split (mode off)", seeds, choices, (*FIGURES, "coalitions"), shown)
-    found["paper"] = paper(rounds, shown)
+    if "modes" in parts:
+        found["modes"] = modes(seeds, rounds, shown)
+    if "sla" in parts:
+        by_class = [f"{what}_{sla}" for what in ("misses", "completion") for sla in CLASSES]
+        choices = {f"levels {on}": {**base, "auction": {"sla": on == "count"}} for on in ("ignored", "count")}
+        names = [*by_class, "deferrals_bronze", "outbid", "welfare"]
+        found["sla"] = compare("SLA levels, mode continuous", seeds, choices, names, shown)
+    if "split" in parts:
+        splits: dict[str, dict[str, Any]] = {
+            "no coalitions": {"partners": 0},
+            "equal": {"split": "equal"},
+            "shapley": {"split": "shapley"},
+            "equal, 3 partners": {"split": "equal", "partners": 3},
+            "shapley, 3 partners": {"split": "shapley", "partners": 3},
+        }
+        choices = {label: {**base, "mode": "off", "auction": auction} for label, auction in splits.items()}
+        found["split"] = compare("Coalitions, mode off", seeds, choices, [*FIGURES, "coalitions"], shown)
+    if "paper" in parts:
+        found["paper"] = paper(rounds, shown)
     if args.json:
         print(json.dumps(found, indent=2))
     return 0
