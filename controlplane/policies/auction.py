@@ -3,7 +3,7 @@
 Source    the proof of concept and its white paper (docs/auction.md); dataplane/core/classic.c computes the bids
 Round     one control interval; one in which no flow came teaches nothing
 Capacity  c, in mean flows in flight: as configured, else the server's share of the estimated rates kμ, where all
-          together are full at their Σ k workers, or at ROOM times what is in flight, if that is more
+          together are full at their Σ k workers, or at ROOM times what is in flight, if that is more (to ROOM_MAX Σ k)
 Load      L, in flight over all workers, summed by the data plane; here its mean over the round gives ρ = min(L/c, 1)
 Flow      x, the mean load of its route's or its class's flows (controlplane/auction/live_loads.py)
 Learns    the sensitivity s, each round, by one of the modes of controlplane/auction/learning.py. Exploration is off,
@@ -38,8 +38,9 @@ from controlplane.policy import (
     PolicyError,
 )
 
-# All servers together count as full at so many times what is in flight, at least.
-ROOM = 2.0
+# All servers together count as full at so many times what is in flight, if that is more than their workers, but at no
+# more than so many times their workers: capacities that grow with a queue raise the bids of the fast, who then get less.
+ROOM, ROOM_MAX = 2.0, 4.0
 # Random actions at most, and how far from 1 a sensitivity may go, in live traffic.
 EPSILON_MAX = 0.1
 SENSITIVITY_RANGE = (0.5, 2.0)
@@ -209,7 +210,8 @@ class Auction:
         if told.any():
             scale = float(configured[told].sum() / rate[told].sum())
         else:
-            room = max(float(k[may].sum()), ROOM * float(load[may].sum())) if o.n_servers else 1.0
+            workers = float(k[may].sum()) if o.n_servers else 1.0
+            room = min(max(workers, ROOM * float(load[may].sum())), ROOM_MAX * workers)
             scale = room / max(float(rate[may].sum()), 1e-300)
         return np.clip(np.where(told, configured, rate * scale), CAPACITY_LEAST, 1e12)
 

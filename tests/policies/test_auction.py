@@ -96,6 +96,16 @@ def test_a_configured_capacity_is_kept_and_sets_the_scale_of_the_others():
     assert policy.decide(o).classic.capacity == pytest.approx([10.0, 20.0, 40.0])
 
 
+def test_a_queue_raises_capacities_to_a_bound_only():
+    # A capacity that follows a pile-up without end would make the fast servers bid ever higher.
+    policy = Auction(learning="off")
+    first = observation(2)
+    alone = policy.decide(first).classic.capacity.sum()
+    piled = busy(first, 1.0, [64, 0], load_in_flight=np.array([6400.0, 0.0]))
+    capacity = policy.decide(piled).classic.capacity.sum()
+    assert alone < capacity <= 4.0 * policy.estimator.fit.k.sum() * 1.000001
+
+
 def test_a_load_ratio_is_the_mean_over_the_round():
     policy = Auction(learning="off")
     first = observation(2, capacity=np.array([8.0, 8.0]))
