@@ -372,7 +372,7 @@ class Topology:
         if kind == "slow":
             self._slow(server, float(fault.get("factor", 4.0)))
         elif kind == "hang":
-            server.signal(signal.SIGSTOP)
+            server.pause()
         elif kind == "cut":
             self._cable(server).cut(True)
         if seconds > 0 and kind != "none":

@@ -126,6 +126,13 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def pause(self, timeout_s: float = 2.0) -> None:
+        """Stop all of it, and wait until every thread stands: some run on for a moment on a busy machine."""
+        self.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + timeout_s
+        while any(_runs(pid) for pid in self.pids()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+
     def kill(self) -> None:
         """SIGKILL all of it: Apache's workers would go on without their parent."""
         deadline = time.monotonic() + 5.0
@@ -140,6 +147,15 @@ class Server:
             self.child.kill()
             self.child.stop()
         self.placed.pid = self.placed.started = 0
+
+
+def _runs(pid: int) -> bool:
+    """Is there a thread of it that is not stopped, nor dead?"""
+    for task in Path("/proc", str(pid), "task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if task.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return True
+    return False
 
 
 def pids_of(placed: Placed) -> list[int]:
