@@ -39,7 +39,7 @@ from controlplane.policy import (
 )
 
 # All servers together count as full at so many times what is in flight, if that is more than their workers, but at no
-# more than so many times their workers: capacities that grow with a queue raise the bids of the fast, who then get less.
+# more than so many times their workers: capacities that grow with a queue raise the bids of the fast, who get less.
 ROOM, ROOM_MAX = 2.0, 4.0
 # Random actions at most, and how far from 1 a sensitivity may go, in live traffic.
 EPSILON_MAX = 0.1
