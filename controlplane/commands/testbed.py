@@ -279,13 +279,12 @@ def _up_detached(args: argparse.Namespace, name: str) -> int:
     if document is None or "error" in document:
         child.wait()
         log.unlink(missing_ok=True)
-        details = {key: value for key, value in (document or {}).items() if key != "error"}
         # It has said on standard error what went wrong, and that was relayed: a message of its own would repeat it.
         if args.json:
             print_json(document or {"error": f"it ended with status {child.returncode}"})
             return 1
         if document is None:
-            raise CommandError(f"it ended with status {child.returncode}", details=details)
+            raise CommandError(f"it ended with status {child.returncode}")
         return 1
     if args.json:
         print_json(document)
@@ -325,8 +324,6 @@ def _those(states: list[State]) -> str:
 
 
 def _down(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from controlplane.command import print_json
     from testbed import topology_state, topology_sweep
 
@@ -354,7 +351,7 @@ def _down(args: argparse.Namespace) -> int:
         for thing in row["left"]:
             print(f"vickrey testbed: {row['name']}: could not be removed: {thing}", file=sys.stderr)
     for path in topology_state.run_folder().glob("*.log"):
-        if not Path(path.with_suffix(".json")).exists():
+        if not path.with_suffix(".json").exists():
             path.unlink(missing_ok=True)
     return 1 if left else 0
 
