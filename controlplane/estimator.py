@@ -48,6 +48,7 @@ class Fit:
     k: Floats  # >= 1, need not be whole
     samples: Floats  # completions that s rests on; 0: a guess from the others
     full: Bools  # its limit was seen
+    tried: Floats  # flows in flight beyond which too little was seen
 
     @property
     def mu(self) -> Floats:
@@ -89,7 +90,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     """
     n = len(weight)
     if n == 0:
-        return Fit(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))
+        return Fit(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0))
     used = np.flatnonzero(profile.time.any(axis=0) | profile.completions.any(axis=0))
     top = min(int(used.max(initial=0)) + 2, len(CURVE_N))
     q = CURVE_N[:top]
@@ -138,7 +139,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     else:
         # Room for one more than was tried: how far it goes is found out flow by flow.
         k = q[at] + 1.0
-    return Fit(np.clip(np.exp(log_s), TIME_FLOOR, TIME_CEILING), np.clip(k, 1.0, WORKERS_MAX), samples, full)
+    return Fit(np.clip(np.exp(log_s), TIME_FLOOR, TIME_CEILING), np.clip(k, 1.0, WORKERS_MAX), samples, full, q[at])
 
 
 def _suffix_sums(x: Floats) -> Floats:

@@ -129,6 +129,11 @@ class Learner:
         self.before = o
         return self.fit
 
+    @property
+    def profile(self) -> Profile:
+        """The servers' decayed profiles."""
+        return self._profile
+
     def _dispersion(self) -> float:
         """Return the servers' usual dispersion of completion counts, at least 1."""
         blocks = self["blocks"]
@@ -178,7 +183,8 @@ class Learner:
         # A change must not pass for dispersion: what counts is what it was before the suspicion.
         slowed, calm = self["slowed"], self["calm"]
         calm[:] = np.where(np.maximum(slowed, self["sped_2"]) < CALM, self["dispersion"], calm)
-        phi = np.clip(calm, 1.0, DISPERSION_MAX)
+        # One server alone takes long to show how heavy its tail is: the others' tell.
+        phi = np.clip(np.maximum(calm, self._dispersion()), 1.0, DISPERSION_MAX)
         slowed[:] = np.maximum(slowed + (0.5 * expected - np.log(2.0) * ended) / phi, 0.0)
         kept = np.where(slowed > ALARM, KEPT_SLOWED * phi, np.inf)
         for name, times in SPED.items():

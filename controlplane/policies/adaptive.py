@@ -19,6 +19,7 @@ from controlplane.bids import split, truthful
 from controlplane.estimator import Fit
 from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
+from controlplane.reserve import LateBinding
 
 # A failed flow costs its client as much as this many mean completion times.
 FAILURE_COST = 10.0
@@ -36,6 +37,7 @@ class Adaptive:
 
     def __init__(self) -> None:
         self.learner = Learner()
+        self.late = LateBinding()
 
     def decide(self, observation: Observation) -> Directive:
         o = observation
@@ -48,6 +50,11 @@ class Adaptive:
         else:
             curves = truthful(lam, fit.mu, fit.k)
         typical = float(np.median(fit.s[may])) if may.any() else 1.0
+        late = None
+        if o.reserve == "learned":
+            late = self.late.decide(o, self.learner, fit, failing)
+        if late is not None:
+            curves = late.curves
         curves = curves + (FAILURE_COST * typical * failing)[:, None]
         curves[:, 0] *= self._probing(fit, failing)
         # Capacity that fails its flows is none.
@@ -60,7 +67,10 @@ class Adaptive:
             "samples": fit.samples,
             "failing": failing,
         }
-        return Directive(rule="bids", weights=capacity, curves=curves, fitted=fitted)
+        if late is not None:
+            fitted |= {"hold_from": late.limit, "wait_for": late.wanted}
+        reserve = None if late is None else late.reserve
+        return Directive(rule="bids", weights=capacity, curves=curves, reserve=reserve, fitted=fitted)
 
     def _shares(self, fit: Fit, may: Bools, failing: Floats, objective: str) -> Floats:
         """Return the arrivals a second that each server's bid assumes, (servers,)."""

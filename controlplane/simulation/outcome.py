@@ -39,7 +39,8 @@ def document(name: str, scenario: Scenario, runs: Sequence[Run]) -> dict[str, An
     rows = []
     for i, policy in enumerate(scenario.policies):
         mine = _of(runs, i)
-        row = {"policy": policy.title, "spec": policy.spec, "weights": policy.weights, **_row(scenario, mine)}
+        told = {"spec": policy.spec, "weights": policy.weights, "reserve": policy.reserve}
+        row = {"policy": policy.title, **told, **_row(scenario, mine)}
         if i:
             row["against_first"] = _plain(relative(_values(mine, "mean"), _values(first, "mean")))
         if reference is not None:
@@ -112,6 +113,10 @@ def _row(scenario: Scenario, runs: Sequence[Run]) -> dict[str, Any]:
         phase.name: {name: _plain(estimate([run.phases[i][name] for run in runs])) for name in TIMES}
         for i, phase in enumerate(scenario.phases)
     }
+    row["classes"] = {
+        sla: {name: _plain(estimate([run.classes.get(sla, {}).get(name, math.nan) for run in runs])) for name in TIMES}
+        for sla in runs[0].classes
+    }
     row["tail"] = _listed(np.array([run.tail for run in runs]))
     row["course"] = _listed(np.array([run.course for run in runs]))
     row["utilisation"] = _listed(np.array([run.utilisation for run in runs]))
@@ -178,6 +183,23 @@ def phase_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]] | No
     columns = ["POLICY", *(f">{name.upper()}{suffix}" for name in names for suffix in ("", " P99"))]
     rows = [
         [row["policy"], *(_milliseconds(row["phases"].get(n, {}).get(f)) for n in names for f in ("mean", "p99"))]
+        for row in every
+    ]
+    return columns, rows
+
+
+def class_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Return columns and rows of the SLA classes: mean and p99 of each; None where all flows are of one class."""
+    every = [*found["policies"], *([found["reference"]] if found["reference"] else [])]
+    names = list(found["policies"][0]["classes"])
+    if not names:
+        return None
+    columns = ["POLICY", *(f">{name.upper()}{suffix}" for name in names for suffix in ("", " P99"))]
+    rows = [
+        [
+            row["policy"],
+            *(_milliseconds(row.get("classes", {}).get(n, {}).get(f)) for n in names for f in ("mean", "p99")),
+        ]
         for row in every
     ]
     return columns, rows

@@ -16,8 +16,9 @@ from controlplane import registry
 from controlplane.simulation.scenario import Scenario, length
 from dataplane.simulator import Simulation
 from dataplane.simulator.references import birth_death_bound, central_queue, least_work_left, pooled_srpt
-from dataplane.simulator.results import OUTCOME_OK
+from dataplane.simulator.results import OUTCOME_OK, flow_classes
 from dataplane.simulator.world import World
+from shm_layout.layout import SLA_CLASSES
 
 Floats = NDArray[np.float64]
 
@@ -27,6 +28,8 @@ REFERENCE = -1  # in place of a policy's number
 TAIL_SHARES: Floats = 10.0 ** -np.linspace(0.0, 4.0, 61)
 # Flows that a quantile needs beyond it to be plotted.
 TAIL_FLOWS = 10
+# Records that the controller finds at most, a look: of those that read them.
+RING_SLOTS = 16384
 # Parts of the run in the plot over time.
 PARTS = 100
 
@@ -54,6 +57,7 @@ class Run:
     seed: int
     figures: dict[str, float]
     phases: tuple[dict[str, float], ...]
+    classes: dict[str, dict[str, float]]  # by SLA class; empty where all are of one
     tail: Floats  # (TAIL_SHARES,) completion times
     course: Floats  # (PARTS,) mean completion times by time of arrival
     utilisation: Floats  # (servers,)
@@ -71,10 +75,13 @@ def execute(job: Job) -> Run:
         # Any run has the flows: without a policy it is the quickest.
         records = Simulation(world).run().records
         fct = _reference(scenario, world, records)
+        sla = flow_classes(world, len(records))
     else:
         policy = scenario.policies[job.policy]
         world = scenario.world(job.seed, policy)
-        result = Simulation(world).run(registry.create(policy.spec), interval=scenario.interval)
+        slots = RING_SLOTS if world.rings else 64
+        simulation = Simulation(world, ring_slots=slots)
+        result = simulation.run(registry.create(policy.spec), interval=scenario.interval, reserve=policy.reserve)
         summary, utilisation = result.summary(), result.utilisation
         counts = {
             "flows": float(summary.flows),
@@ -84,7 +91,8 @@ def execute(job: Job) -> Run:
             "jain": summary.jain,
             "batch_error": summary.mean_error,
         }
-        records = result.records[result.records["outcome"] == OUTCOME_OK]
+        good = result.records["outcome"] == OUTCOME_OK
+        records, sla = result.records[good], result.classes[good]
         fct = (records["closed_ns"] - records["arrival_ns"]) * 1e-9
     arrived = records["arrival_ns"] * 1e-9
     alone = np.maximum(records["work_ns"], 1.0) * 1e-9 / max(server.speed for server in world.servers)
@@ -98,11 +106,17 @@ def execute(job: Job) -> Run:
         job.seed,
         counts | times(fct[counted], alone[counted]),
         tuple(times(fct[part], alone[part]) for part in (between(p.start, p.end) for p in scenario.phases)),
+        _by_class(fct[counted], alone[counted], sla[counted]),
         _tail(fct[counted]),
         _course(arrived, fct, length(world)),
         utilisation,
         time.process_time() - began,
     )
+
+
+def _by_class(fct: Floats, alone: Floats, sla: NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+    here = [i for i in range(len(SLA_CLASSES)) if (sla == i).any()]
+    return {SLA_CLASSES[i]: times(fct[sla == i], alone[sla == i]) for i in here} if len(here) > 1 else {}
 
 
 def times(fct: Floats, alone: Floats) -> dict[str, float]:

@@ -244,12 +244,23 @@ class Balancers(Model):
     clients: int = Field(default=0, ge=0)  # distinct ones; 0: every flow is its own
 
 
+class Sla(Model):
+    """Shares of the flows that are gold and bronze; the others are silver."""
+
+    gold: float = Field(default=0.0, ge=0, le=1)
+    bronze: float = Field(default=0.0, ge=0, le=1)
+
+
 class Policy(Model):
-    """A policy, its options beside `name`. weights: equal: it is not told the servers' weights."""
+    """A policy, its options beside `name`. weights: equal: it is not told the servers' weights.
+
+    reserve: as in the configuration.
+    """
 
     name: str
     label: str = ""
     weights: Literal["configured", "equal"] = "configured"
+    reserve: Literal["off", "classic", "learned"] = "off"
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -259,7 +270,7 @@ class Policy(Model):
             return {"name": value}
         if not isinstance(value, dict):
             return value
-        own = {key: value[key] for key in ("name", "label", "weights") if key in value}
+        own = {key: value[key] for key in ("name", "label", "weights", "reserve") if key in value}
         return {**own, "options": {key: value[key] for key in value if key not in own}}
 
     @field_validator("name")
@@ -274,7 +285,8 @@ class Policy(Model):
     @property
     def title(self) -> str:
         """Return what the tables call it: its label, or its name and options."""
-        return self.label or " ".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+        options = self.options | ({} if self.reserve == "off" else {"reserve": self.reserve})
+        return self.label or " ".join([self.name, *(f"{key}={value}" for key, value in options.items())])
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -302,7 +314,8 @@ class Scenario(Model):
     events: tuple[Event, ...] = ()
     detect: Seconds = 1.0  # from a crash or recovery until the health checks have seen it
     retries: int = Field(default=3, ge=0, le=100)
-    queue: int | None = Field(default=None, ge=0)  # flows that a balancer holds while all servers are at maxconn
+    queue: int | None = Field(default=None, ge=0)  # flows that wait at a balancer: all full, or held
+    sla: Sla = Sla()
     policies: tuple[Policy, ...] = Field(min_length=1)
     interval: Interval = 0.2  # of control
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -367,6 +380,10 @@ class Scenario(Model):
             detect=self.detect,
             retries=self.retries,
             queue_slots=sim.UNLIMITED if self.queue is None else self.queue,
+            gold=self.sla.gold,
+            bronze=self.sla.bronze,
+            # The learned reserve reads flow records.
+            rings=policy is not None and policy.reserve == "learned",
             # The classic auction counts work: a server of speed 1 that is busy has a load of 1.
             load_per_second=1.0 / self.demand.build().mean,
         )
@@ -426,6 +443,8 @@ def mistakes(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for i, seed in enumerate(scenario.seeds):
         if not 0 <= seed < 2**63:
             yield ("seeds", i), f"expected a seed from 0 to 2^63 - 1, not {seed}"
+    if scenario.sla.gold + scenario.sla.bronze > 1.0 + 1e-9:
+        yield ("sla",), f"gold and bronze are {scenario.sla.gold + scenario.sla.bronze:g} together: expected at most 1"
     for i, phase in enumerate(scenario.phases):
         if phase.end <= phase.start:
             yield ("phases", i, "end"), f"expected more than its start, {format_duration(phase.start)}"
@@ -448,7 +467,10 @@ def _policy_mistakes(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...]
             continue
         unknown = [option for option in policy.options if option not in known]
         for option in unknown:
-            hint = did_you_mean(option, [*known, "label", "weights"]) or f" (it takes: {', '.join(known) or 'none'})"
+            hint = (
+                did_you_mean(option, [*known, "label", "weights", "reserve"])
+                or f" (it takes: {', '.join(known) or 'none'})"
+            )
             yield (*here, option), f"unknown option of policy '{policy.name}'{hint}"
         if not unknown:
             try:

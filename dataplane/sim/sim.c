@@ -93,7 +93,8 @@ static void write_ring(struct sim *sim, const struct job *j, enum outcome outcom
     struct flow_record r;
     memset(&r, 0, sizeof r);
     r.opened_ns = j->flow.opened_ns;
-    r.dispatched_ns = r.connected_ns = j->flow.assigned_ns;
+    r.dispatched_ns = j->flow.assigned_ns;
+    r.connected_ns = r.dispatched_ns + 2 * sim->servers[j->flow.server].delay_ns;   /* a handshake is once there and back */
     r.sla = (uint8_t)j->sla;
     r.closed_ns = sim->now_ns + EPOCH_NS;
     r.first_byte_ns = outcome == OUTCOME_OK ? r.closed_ns : 0;

@@ -1,0 +1,140 @@
+"""Late binding in the simulator, told nothing, from a cold start, against the central queue on the same flows.
+
+    python benchmarks/late_binding.py                     # the table of docs/auction.md, some minutes
+    python benchmarks/late_binding.py --seeds 2 --flows 30000
+    python benchmarks/late_binding.py --only sharing      # servers that share their cores
+    python benchmarks/late_binding.py --classes           # gold, silver and bronze, and factors on their reserve
+
+Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4. Columns are mean / p99 FCT in milliseconds, then the mean with the
+reserve over that of the central queue and over that without, by paired seeds, with 95 % confidence intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from controlplane.policies.adaptive import Adaptive
+from controlplane.policy import Directive, Floats, Observation
+from controlplane.simulation.intervals import relative
+from dataplane.simulator import BoundedPareto, Deterministic, Exponential, Poisson, Server, Simulation, World
+from dataplane.simulator.references import central_queue
+
+SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
+MEAN = 0.02  # seconds at speed 1
+DEMANDS = {"exponential": Exponential, "pareto": BoundedPareto, "deterministic": Deterministic}
+LOADS = (0.5, 0.7, 0.85, 0.95)
+FACTORS = ((1.0, 1.0, 1.0), (1.5, 1.0, 1.0), (0.7, 1.0, 1.0), (1.0, 1.0, 0.7), (1.5, 1.0, 0.7), (2.0, 1.0, 0.5))
+
+
+@dataclass(frozen=True)
+class Case:
+    service: Literal["fifo", "sharing"]
+    workers: int
+    demand: str
+    load: float
+    delay: float
+    flows: int
+
+    def world(self, seed: int) -> World:
+        rate = self.load * self.workers * sum(SPEEDS) / MEAN
+        servers = [Server(speed=s, workers=self.workers, service=self.service, delay=self.delay) for s in SPEEDS]
+        warmup = 0.1 * self.flows / rate
+        return World(
+            servers, Poisson(rate), DEMANDS[self.demand](MEAN), seed=seed, flows=self.flows, warmup=warmup, rings=True
+        )
+
+    @property
+    def title(self) -> str:
+        return f"{self.service} {self.workers} {self.demand} {self.load}"
+
+
+class WithFactors(Adaptive):
+    """adaptive with given factors on the reserve of the SLA classes."""
+
+    def __init__(self, factors: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def decide(self, observation: Observation) -> Directive:
+        return replace(super().decide(observation), sla_reserve=self.factors)
+
+
+def run(case: Case, seed: int) -> Floats:
+    """Return mean and p99 of central queue, without a reserve, and with it: (3, 2) milliseconds."""
+    world, found = case.world(seed), []
+    for reserve in ("off", "learned"):
+        result = Simulation(world, ring_slots=16384).run(Adaptive(), reserve=reserve)
+        found.append(result.fct)
+    records = result.records
+    works = records["work_ns"] * 1e-9
+    central = central_queue(records["arrival_ns"], works, list(SPEEDS), [case.workers] * len(SPEEDS))
+    first = np.searchsorted(records["arrival_ns"], np.uint64(round(world.warmup * 1e9)))
+    found.insert(0, central[first:] + 2 * case.delay)
+    return np.array([[fct.mean(), np.percentile(fct, 99)] for fct in found]) * 1e3
+
+
+def run_classes(case: Case, seed: int, factors: tuple[float, float, float] | None) -> Floats:
+    """Return the mean of gold, silver, bronze and all flows, milliseconds; None: no reserve."""
+    world = replace(case.world(seed), gold=0.1, bronze=0.3)
+    policy = Adaptive() if factors is None else WithFactors(factors)
+    result = Simulation(world, ring_slots=16384).run(policy, reserve="off" if factors is None else "learned")
+    first = len(result.records) - len(result.fct)
+    classes = result.classes[first:]
+    return np.array([result.fct[classes == i].mean() for i in range(3)] + [result.fct.mean()]) * 1e3
+
+
+def ratio(one: Floats, other: Floats) -> str:
+    found = relative(list(one), list(other))
+    return f"{1 + found.mean:8.3f} ±{found.half:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flows", type=int, default=100_000, help="a run")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--delay", type=float, default=0.0, help="of the link, each way, seconds")
+    parser.add_argument("--only", default="fifo", help="cases whose name contains this: fifo, 'sharing 1', pareto …")
+    parser.add_argument("--classes", action="store_true", help="factors on the reserve of the SLA classes instead")
+    args = parser.parse_args()
+    seeds = range(1, args.seeds + 1)
+    with ProcessPoolExecutor() as pool:
+        if args.classes:
+            print(f"{'gold, silver, bronze':24}{'gold':>9}{'silver':>9}{'bronze':>9}{'all':>9}   mean FCT, ms")
+            for load in (0.7, 0.9):
+                case = Case("fifo", 4, "exponential", load, args.delay, args.flows)
+                for factors in (None, *FACTORS):
+                    runs = list(pool.map(run_classes, *zip(*[(case, seed, factors) for seed in seeds], strict=True)))
+                    name = f"{load} " + ("no reserve" if factors is None else str(factors))
+                    print(f"{name:24}" + "".join(f"{x:9.2f}" for x in np.mean(runs, axis=0)), flush=True)
+            return
+        columns = ("central queue", "no reserve", "learned")
+        print(
+            f"{'service, workers, demand, load':30}"
+            + "".join(f"{c:>16}" for c in columns)
+            + "   / central       / none"
+        )
+        services: tuple[Literal["fifo", "sharing"], ...] = ("fifo", "sharing")
+        for service in services:
+            for workers in (1, 4):
+                for demand in DEMANDS:
+                    for load in LOADS:
+                        case = Case(service, workers, demand, load, args.delay, args.flows)
+                        if args.only not in case.title:
+                            continue
+                        found: Floats = np.array(list(pool.map(run, [case] * len(seeds), seeds)))
+                        cells = "".join(f"{m:9.2f} /{p:5.0f}" for m, p in found.mean(axis=0))
+                        ratios = ratio(found[:, 2, 0], found[:, 0, 0]) + ratio(found[:, 2, 0], found[:, 1, 0])
+                        print(f"{case.title:30}{cells}{ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Late binding: which flow waits at the balancer rather than go to the server that bids lowest.
+
+Source    Naor, "The regulation of queue size by levying tolls", Econometrica 37(1), 1969 (who should balk, for all);
+          Lin & Kumar, "Optimal control of a queueing system with two heterogeneous servers", IEEE TAC 29(8), 1984, and
+          Rykov & Efrosinin, "On the slow server problem", Automation and Remote Control 70, 2009 (thresholds)
+Model     servers of k workers of rate μ; classes of equal μ, the fastest first. Flows wait in one queue; class j takes
+          one only when all faster workers are busy and at least t_j wait before it
+Symbols   J, C  workers of the classes before j, and their rate; λ arrivals; q flows that wait
+
+What a flow should do that finds the faster classes busy is what Naor asked: wait, and make those after it wait too, or
+balk at the price of 1/μ_j, which is its time on class j. The faster classes are a birth-death chain; with at most
+t_j waiting the mean cost is
+
+    g(t) = (Σ_{m<=J+t} m w(m) + λ w(J+t)/μ_j) / Σ_{m<=J+t} w(m),   w(m) = w(m−1)·λ/R(m)
+
+and t_j is the t of least g. The selfish answer, 1/μ_j > (q + J + 1)/C − …, waits longer: it leaves the others out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.estimator import Fit
+from controlplane.learner import Learner
+from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation, Profile
+from shm_layout.layout import CURVE_EXACT, FLOW_RECORD
+
+# Rates that are closer than this are one class, as long as there are no more classes than this.
+CLASS_RATIO, CLASSES_MAX = 1.03, 40
+# States of the chain below and above "all faster workers busy".
+STATES_BELOW, STATES_ABOVE = 1024, 4096
+
+# Of k, what may be an error or the way to the server and back: a worker that is idle for so small a part of the time.
+LIMIT_SLACK, LIMIT_PART = 0.02, 0.25
+# A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
+# It is less where its limit was not seen yet: it may bear more.
+PREFETCH, EXPLORE = 1.5, 0.5
+# Bid of a server that is to have no more, in times of the reserve's greatest value.
+TOO_DEAR = 1e4
+# Chances of overtaking that tell something, and over which the past fades.
+CHANCES_LEAST, CHANCES_KEPT = 4.0, 60.0
+# Flows hold back until so many of the chances were taken, and again below the second.
+SHARING_FROM, SHARING_UNTIL = 0.6, 0.4
+# Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late.
+WAY_MOST = 0.06
+# Completions on either side that make a ratio of rates.
+CLEAR = 32.0
+# Squared coefficient of variation of times at the servers below which demands are much alike: shared cores then keep
+# the order of their flows too. Flows over which its moments are taken, a server.
+ALIKE, ALIKE_FLOWS = 0.5, 500.0
+# Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
+RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 64, 0.97
+
+
+def classes_of(mu: Floats) -> NDArray[np.intp]:
+    """Return the class of each server, (servers,), 0 the fastest: rates within a few per cent are the same."""
+    order = np.argsort(-mu, kind="stable")
+    x = np.log(mu[order])
+    ratio = max(np.log(CLASS_RATIO), float(x[0] - x[-1]) / CLASSES_MAX) if len(x) else 1.0
+    label = np.zeros(len(mu), dtype=np.intp)
+    at, top = -1, np.inf
+    for i, value in enumerate(x):
+        if top - value > ratio:
+            at, top = at + 1, value
+        label[order[i]] = at
+    return label
+
+
+def thresholds(lam: float, mu: Floats, slots: Floats) -> Floats:
+    """Return t_j, the flows that must wait before class j (mu falling, slots workers each) takes one, (classes,)."""
+    t = np.zeros(len(mu))
+    below_j = np.concatenate([[0.0], np.cumsum(slots)])
+    rate_j = np.concatenate([[0.0], np.cumsum(slots * mu)])
+    for j in range(1, len(mu)):
+        workers, rate = below_j[j], rate_j[j]
+        low = max(int(np.ceil(workers)) - STATES_BELOW, 0)
+        # No flow waits for longer than it would take on class j: 1/μ_j is worth C/μ_j waiting ones.
+        above = int(min(rate / mu[j] + 2.0, STATES_ABOVE))
+        top = int(np.ceil(workers)) + above
+        m = np.arange(low, top + 1.0)
+        # R(m): the classes before j fill in their order, each from its own threshold on.
+        knots_m, knots_r = [0.0], [0.0]
+        for c in range(j):
+            begin = max(below_j[c] + t[c], knots_m[-1])
+            knots_m += [begin, max(below_j[c + 1] + t[c], begin + 1e-9)]
+            knots_r += [rate_j[c], rate_j[c + 1]]
+        departures = np.maximum(np.interp(m, knots_m, knots_r), 1e-12)
+        log_w = np.concatenate([[0.0], np.cumsum(np.log(max(lam, 1e-12) / departures[1:]))])
+        w = np.exp(log_w - log_w.max())
+        mass = np.cumsum(w)
+        g = (np.cumsum(m * w) + lam * w / mu[j]) / np.maximum(mass, 1e-300)
+        first = int(np.ceil(workers)) - low
+        t[j] = max(float(np.argmin(g[first:])), t[j - 1])
+    return t
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Bids and the reserve that they are held against."""
+
+    curves: Floats  # (servers, CURVE_POINTS) seconds
+    reserve: Floats  # (CURVE_POINTS,) seconds, by flows that wait
+    wanted: Floats  # (servers,) flows that must wait before it takes one
+    limit: Floats  # (servers,) flows in flight from which on it takes one only for a long queue
+
+
+def limits(k: Floats) -> Floats:
+    """Return the flows in flight that keep k workers busy, whole numbers >= 1; a small part of k is the way there."""
+    return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - LIMIT_PART), 1.0)
+
+
+def bind_late(lam: float, mu: Floats, k: Floats, limit: Floats, tried: Floats | None = None) -> Binding:
+    """Return bids that are t/C up to each server's limit, and above it so that its pipe does not run dry.
+
+    tried: flows in flight up to which a server is to be tried whose limit was not seen yet; 0 where it was.
+
+    The reserve is R(q) = (q + 1)/C, the time in which q others and the flow itself leave the queue: a bid of (t + f)/C
+    with 0 < f < 1 is accepted from t waiting flows on, and f says which of several such servers is taken first.
+    """
+    n = len(mu)
+    label = classes_of(mu)
+    count = int(label.max(initial=-1)) + 1
+    slots: Floats = np.bincount(label, weights=k, minlength=count).astype(np.float64)
+    rates: Floats = np.bincount(label, weights=k * mu, minlength=count).astype(np.float64)
+    capacity = float(rates.sum())
+    wanted = np.asarray(thresholds(lam, rates / slots, slots)[label])
+    reserve = (CURVE_N + 1.0) / capacity
+    # Flows beyond the limit, 0 below it. Where the curve's points are apart, up to the point after the limit.
+    before = np.concatenate([[-1.0], CURVE_N[:-1]])
+    beyond = np.where(CURVE_N < CURVE_EXACT, CURVE_N, before + 1.0) - (limit - 1.0)[:, None]
+    first = 0.1 + 0.6 * label / max(count, 1)
+    full = np.minimum(CURVE_N / limit[:, None], 1.0)
+    level = wanted[:, None] + first[:, None] + 0.1 * full
+    # In the time in which it ends PREFETCH·e flows the queue would not empty, so it would take this one anyway.
+    tried = np.zeros(n) if tried is None else tried
+    times = np.where(tried > limit, EXPLORE, PREFETCH)
+    ahead = np.ceil(np.maximum(beyond, 0.0) * (times * capacity / (k * mu))[:, None])
+    level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
+    deep = beyond > np.maximum(np.ceil(np.sqrt(limit)), tried - limit)[:, None]
+    curves = np.where(deep, TOO_DEAR * CURVE_N[-1], level) / capacity
+    return Binding(np.maximum.accumulate(curves, axis=1).reshape(n, -1), reserve, wanted, limit)
+
+
+def at_work(profile: Profile, k: Floats) -> Floats:
+    """Return k, less where a server with k in flight ends flows no faster than with fewer: cores shared by alike flows.
+
+    There s, and with it k, is too large, since flows that found few were slowed by those that came after. With FIFO
+    the ratio of the rates is k or, with demands alike, more.
+    """
+    limit = limits(k)[:, None]
+    below = (CURVE_N >= 1.0) & (limit > CURVE_N)
+    above = limit <= CURVE_N
+    each = (profile.completions * below).sum(axis=1), (profile.time * below * CURVE_N).sum(axis=1)
+    full = (profile.completions * above).sum(axis=1), (profile.time * above).sum(axis=1)
+    told = (each[0] >= CLEAR) & (full[0] >= CLEAR) & (each[1] > 0.0) & (full[1] > 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (full[0] / full[1]) / (each[0] / each[1]) * (1.0 + np.sqrt(1.0 / each[0] + 1.0 / full[0]))
+    return np.where(told, np.clip(ratio, 1.0, k), k)
+
+
+class Overtaking:
+    """Whether servers keep the order of their flows, from the flow records: late binding is for those that do.
+
+    On a server that works on K flows at once and queues the rest, no flow leaves before K or more that came earlier
+    are done; where all share the cores, a flow that found n is the first to leave, or the second …, with equal
+    chances for an exponential demand. So E counts the chances of overtaking K, V those taken. Sharing with
+    demands that vary little keeps the order as well, and gains from late binding as well.
+    """
+
+    def __init__(self) -> None:
+        self.chances = self.taken = 0.0
+        self._past = np.empty(0, dtype=FLOW_RECORD)
+
+    @property
+    def share(self) -> float:
+        """V/E, about 1 for exponential demand on shared cores; 0 where nothing was seen."""
+        return self.taken / self.chances if self.chances > 0.0 else 0.0
+
+    @property
+    def judged(self) -> bool:
+        return self.chances >= CHANCES_LEAST
+
+    def update(self, records: NDArray[np.void], closed: float, ids: Ids, limit: Floats) -> None:
+        """Take in the records of an interval in which so many flows were closed."""
+        if len(records) < RECORDS_WHOLE * closed - 4.0:
+            self._past = self._past[:0]  # some are lost: who overtook whom cannot be told
+            return
+        records = records[records["server"] < len(ids)]
+        records = records[records["server_id"] == ids[records["server"]]]
+        if len(records) == 0:
+            return
+        both = np.concatenate([self._past, records])
+        both = both[np.argsort(both["closed_ns"], kind="stable")][-RECORDS_KEPT:]
+        start = int(both["closed_ns"][0]) if len(self._past) else int(records["dispatched_ns"].min())
+        self._past = both
+        bound = limit[records["server"]]
+        may = (records["found"] >= bound) & (records["dispatched_ns"] >= start) & (records["outcome"] <= 1)
+        candidates = records[may]
+        if len(candidates) == 0:
+            return
+        candidates = candidates[:: -(-len(candidates) // CANDIDATES)]
+        chances = taken = 0.0
+        closed_ns, dispatched_ns, server = both["closed_ns"], both["dispatched_ns"], both["server"]
+        for r in candidates:
+            begin, end = np.searchsorted(closed_ns, [r["dispatched_ns"], r["closed_ns"]], side="right")
+            left = (dispatched_ns[begin:end] < r["dispatched_ns"]) & (server[begin:end] == r["server"])
+            found, most = float(r["found"]), float(limit[r["server"]])
+            taken += found - float(left.sum()) >= most
+            chances += (found - most + 1.0) / (found + 1.0)
+        keep = np.exp(-chances / CHANCES_KEPT)
+        self.chances = self.chances * keep + chances
+        self.taken = self.taken * keep + taken
+
+
+class LateBinding:
+    """The learned reserve of one service: call `decide` with every fit."""
+
+    def __init__(self) -> None:
+        self.overtaking = Overtaking()
+        self._closed: float | None = None
+        self._limit: Floats = np.zeros(0)
+        self.sharing = False
+        self._ids: Ids = np.zeros(0, dtype=np.uint64)
+        self._way: Floats = np.zeros(0)  # seconds there and back, the shortest connect seen; inf: none
+        self._moments: Floats = np.zeros((0, 3))  # of times at the servers: count, sum, sum of squares
+        self._seen = self._known = False  # there are records to judge by, and there were enough of them once
+
+    def decide(self, o: Observation, learner: Learner, fit: Fit, failing: Floats) -> Binding | None:
+        """Return bids and reserve, or None: nobody is held, bid as if there were no queue."""
+        self._watch(o)
+        may = o.active & (failing < 1.0)
+        k = np.minimum(fit.k, np.maximum(o.maxconn, 1.0))
+        if self._variation() < ALIKE:
+            k = at_work(learner.profile, k)
+        most = np.maximum(o.maxconn, 1.0)
+        limit = np.minimum(limits(k), most)
+        # Not seen full: one flow more than was tried, so that a limit that was set too low is found out.
+        tried = np.where(fit.full, 0.0, np.minimum(fit.tried, most))
+        self._limit = limit
+        unknown = self._seen and not self._known
+        if not may.any() or not (fit.full & may).any() or self.sharing or unknown or o.balancers > 1:
+            return None
+        if self._way_share(may, fit) > WAY_MOST:
+            return None
+        mu = fit.mu * np.maximum(1.0 - failing, 1e-3)
+        found = bind_late(learner.arrival_rate, mu[may], k[may], limit[may], tried[may])
+        n = o.n_servers
+        curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
+        wanted = np.zeros(n)
+        curves[may], wanted[may] = found.curves, found.wanted
+        return Binding(curves, found.reserve, wanted, limit)
+
+    def _variation(self) -> float:
+        """Return the servers' mean squared coefficient of variation of a flow's time there; 1 where little was seen."""
+        n, first, second = self._moments[self._moments[:, 0] >= CLEAR].T
+        if n.sum() < 4.0 * CLEAR:
+            return 1.0
+        return float((n * np.maximum(second * n / np.maximum(first, 1e-300) ** 2 - 1.0, 0.0)).sum() / n.sum())
+
+    def _measure(self, o: Observation, records: NDArray[np.void]) -> None:
+        """Follow the moments of times at each server, and the shortest connect: one that was pooled tells nothing."""
+        same = np.zeros(o.n_servers, dtype=bool)
+        m = min(o.n_servers, len(self._ids))
+        same[:m] = self._ids[:m] == o.ids[:m]
+        way = np.full(o.n_servers, np.inf)
+        way[:m] = np.where(same[:m], self._way[:m], np.inf)
+        moments = np.zeros((o.n_servers, 3))
+        moments[:m] = np.where(same[:m, None], self._moments[:m], 0.0)
+        self._ids, self._way, self._moments = o.ids, way, moments
+        records = records[(records["server"] < o.n_servers) & (records["outcome"] == 0)]
+        rows, took = records["server"].astype(np.intp), (records["closed_ns"] - records["dispatched_ns"]) * 1e-9
+        new = np.stack([np.bincount(rows, took**power, o.n_servers) for power in range(3)], axis=1)
+        moments *= np.exp(-new[:, :1] / ALIKE_FLOWS)
+        moments += new
+        fresh = records[(records["connected_ns"] > records["dispatched_ns"]) & (records["server"] < o.n_servers)]
+        if len(fresh):
+            seconds = (fresh["connected_ns"] - fresh["dispatched_ns"]) * 1e-9
+            np.minimum.at(way, fresh["server"].astype(np.intp), seconds)
+
+    def _way_share(self, may: Bools, fit: Fit) -> float:
+        """Return the part of a flow's time that is the way, weighted by capacity; 0 where no connect was seen."""
+        way = np.where(np.isfinite(self._way), self._way, 0.0) if len(self._way) == len(may) else np.zeros(len(may))
+        capacity = fit.capacity[may]
+        return float((np.minimum(way[may] / fit.s[may], 1.0) * capacity).sum() / capacity.sum())
+
+    def _watch(self, o: Observation) -> None:
+        """Follow whether the servers keep the order of their flows."""
+        closed = float(o.outcomes.sum())
+        before, self._closed = self._closed, closed
+        if o.read_records is None:
+            return
+        records = o.read_records()
+        self._seen = True
+        self._measure(o, records)
+        if before is None or len(self._limit) != o.n_servers:
+            return
+        self.overtaking.update(records, max(closed - before, 0.0), o.ids, self._limit)
+        share = self.overtaking.share
+        if not self.overtaking.judged:
+            return
+        self._known = True
+        if share > SHARING_FROM:
+            self.sharing = True
+        elif share < SHARING_UNTIL:
+            self.sharing = False
