@@ -96,13 +96,12 @@ def service_line(name: str, service: Mapping[str, Any]) -> str:
 
 def service_title(name: str, service: Mapping[str, Any]) -> str:
     """Return the lines above a service's table: what it is, and its auction where there is one."""
-    return "\n".join(line for line in (service_line(name, service), auction_line(service)) if line)
+    lines = (service_line(name, service), auction_line(service), waiting_line(service))
+    return "\n".join(line for line in lines if line)
 
 
 def auction_line(service: Mapping[str, Any]) -> str:
-    """Return a line for who waits, and for how bids go; empty where nothing waits and nobody bids."""
-    from controlplane.table import milliseconds, percent
-
+    """Return a line for how bids go; empty where nobody bids."""
     words = []
     if service.get("bid_mean") is not None and service.get("price_mean"):
         words.append(
@@ -112,17 +111,25 @@ def auction_line(service: Mapping[str, Any]) -> str:
     reserve = service.get("reserve")
     if isinstance(reserve, dict) and reserve.get("value") is not None:
         words.append(f"reserve {digits(reserve['value'])} ({reserve.get('mode')})")
-    classes = service.get("classes")
-    if isinstance(classes, dict):
-        shown = {name: c for name, c in classes.items() if c.get("rps") or c.get("queued")}
-        if service.get("queued") or any(c.get("waited") for c in shown.values()):
-            each = (
-                f"{name} {c['queued']}, {percent(c['waited'])} waited"
-                + (f" {milliseconds(c['wait_mean_ms'])} ms" if c.get("wait_mean_ms") is not None else "")
-                for name, c in shown.items()
-            )
-            words.append(f"waiting {service.get('queued', 0)}: " + "; ".join(each))
     return "  ".join(["", *words]) if words else ""
+
+
+def waiting_line(service: Mapping[str, Any]) -> str:
+    """Return a line for who waits, by class; empty where nobody does or did lately."""
+    from controlplane.table import milliseconds, percent
+
+    classes = service.get("classes")
+    if not isinstance(classes, dict):
+        return ""
+    shown = {name: c for name, c in classes.items() if c.get("rps") or c.get("queued")}
+    if not service.get("queued") and not any(c.get("waited") for c in shown.values()):
+        return ""
+    each = (
+        f"{name} {c['queued']}, {percent(c['waited'])} waited"
+        + (f" {milliseconds(c['wait_mean_ms'])} ms" if c.get("wait_mean_ms") is not None else "")
+        for name, c in shown.items()
+    )
+    return f"  waiting {service.get('queued', 0)}: " + "; ".join(each)
 
 
 def digits(value: Any) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.commands.status import auction_line, server_table
+from controlplane.commands.status import auction_line, server_table, waiting_line
 from controlplane.counters import BUCKET_EDGES_S, Snapshot
 from controlplane.status import History, Recent, fct_ms, percentile_ms, ratio, traffic_status
 from shm_layout._segment import lib
@@ -99,17 +99,16 @@ def test_a_mean_of_nothing_is_none():
 
 
 def test_the_auction_has_a_line_only_where_somebody_bids_or_waits():
-    assert auction_line({"bid_mean": 0.0, "price_mean": None, "classes": {"silver": {"queued": 0, "rps": 9}}}) == ""
+    quiet = {"bid_mean": 0.0, "price_mean": None, "classes": {"silver": {"queued": 0, "rps": 9}}}
+    assert auction_line(quiet) == waiting_line(quiet) == ""
     classes = {
         "silver": {"queued": 2, "rps": 9.0, "waited": 0.25, "wait_mean_ms": 3.21},
         "gold": {"queued": 0, "rps": 0},
     }
     service = {"bid_mean": 0.5, "price_mean": 0.75, "margin_mean": 0.25, "queued": 2, "classes": classes}
     service["reserve"] = {"mode": "learned", "value": 0.6123}
-    said = auction_line(service)
-    assert said == (
-        "  bid 0.5 price 0.75 margin 0.25  reserve 0.612 (learned)  waiting 2: silver 2, 25.0% waited 3.21 ms"
-    )
+    assert auction_line(service) == "  bid 0.5 price 0.75 margin 0.25  reserve 0.612 (learned)"
+    assert waiting_line(service) == "  waiting 2: silver 2, 25.0% waited 3.21 ms"
     assert len(server_table({"servers": [{"name": "a"}]})[0]) + 2 == len(
         server_table({"servers": [{"bid_mean": 1}]})[0]
     )
