@@ -163,6 +163,7 @@ DEFAULT = tuple(
     parse(name)
     for name in (
         OURS,
+        f"{OURS}+hold",
         "haproxy leastconn",
         "nginx least_conn",
         "nginx random two least_conn",
