@@ -13,6 +13,8 @@ Departure the white paper asks the network once a task; here it is asked once a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,20 @@ def import_torch() -> Any:
     except ImportError:
         raise RuntimeError("mode dqn needs torch, which is not installed: needs vickrey[rl]") from None
     return torch
+
+
+@contextmanager
+def one_thread(torch: Any) -> Iterator[None]:
+    """Let torch compute in this thread alone: so small a network gains nothing from more, and pays for waking them."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def inputs_of(state: Floats) -> Floats:
@@ -67,7 +83,7 @@ class DeepQ(ActionLearner):
     def values(self, state: Floats) -> Floats:
         """Return Q of states (rows, 4), (rows, 3)."""
         torch = self._torch
-        with torch.no_grad():
+        with one_thread(torch), torch.no_grad():
             q: Floats = self.network(torch.from_numpy(inputs_of(state).astype(np.float32))).numpy().astype(np.float64)
         return q
 
@@ -90,7 +106,8 @@ class DeepQ(ActionLearner):
         self._memory_action[slots] = action[:kept]
         self._memory_reward[slots] = reward[:kept]
         self._remembered += kept
-        self._step()
+        with one_thread(self._torch):
+            self._step()
 
     def _step(self) -> None:
         """Take one gradient step on a batch from the replay."""

@@ -50,10 +50,11 @@ def test_replay_keeps_the_last_transitions():
     assert sorted(np.round(agent._memory_state[:, 0], 1).tolist()) == pytest.approx([0.1, *[0.2] * 3, *[0.3] * 3])
 
 
-def test_a_seed_repeats_and_torchs_own_generator_is_left_alone():
+def test_a_seed_repeats_and_torchs_own_generator_and_threads_are_left_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
+    threads = torch.get_num_threads()
 
     def run():
         agent, sensitivity, rng = agent_of(5, batch=16), np.ones(5), np.random.default_rng(3)
@@ -63,6 +64,7 @@ def test_a_seed_repeats_and_torchs_own_generator_is_left_alone():
 
     assert run() == run()
     assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
 
 
 def test_its_action_moves_the_bid_of_the_coming_round():
