@@ -20,7 +20,7 @@ static struct rng rng;
 static uint8_t *segment, *pristine;
 static uint64_t size_bytes, now_ns = 5 * SECOND;
 static union { struct settings head; uint64_t words[1024 + 32 * SERVERS]; } settings;
-static union { struct directive head; uint64_t words[256 + 64 * SERVERS + TABLE]; } directive;
+static union { struct directive head; uint64_t words[512 + 64 * SERVERS + TABLE]; } directive;
 static uint64_t settings_bytes, directive_bytes, versions, decided, taken, refused;
 
 static uint32_t below(uint32_t n)
@@ -90,6 +90,19 @@ static void make_directive(uint64_t epoch)
     struct classic_server *classic = array(&d->off_classic, n * sizeof *classic);
     uint32_t *table = array(&d->off_table, TABLE * 4u);
     d->table_slots = TABLE;
+    float *reserve = array(&d->off_reserve, CURVE_POINTS * 4u);
+    for (uint32_t p = 0; p < CURVE_POINTS; p++)
+        reserve[p] = (p ? reserve[p - 1] : 0) + (float)below(3);
+    d->n_routes = 1 + below(ROUTES_MAX);
+    float *loads = array(&d->off_loads, d->n_routes * 4u);
+    for (uint32_t r = 0; r < d->n_routes; r++)
+        loads[r] = 0.5f + (float)below(9);
+    for (uint32_t c = 0; c < SLA_CLASSES; c++)
+        d->sla_reserve[c] = (float)below(3);
+    if (below(3) == 0 || d->rule == RULE_MAGLEV || d->rule == RULE_ALIAS || d->rule == RULE_WRR)
+        d->off_reserve = 0;
+    if (below(3) == 0)
+        d->off_loads = d->n_routes = 0;
     for (uint32_t i = 0; i < n; i++) {
         ids[i] = below(20) ? i + 1 : 0;
         weights[i] = (float)(below(5) ? below(1000) : 0) + (i == 0);
@@ -175,7 +188,12 @@ static void work(struct balancer *b, struct flow *flows)
 {
     for (uint32_t times = below(20); times; times--) {
         struct flow *f = &flows[below(FLOWS)];
-        struct flow_key key = { .hash = rng_next(&rng), .load = (float)below(5), .avoid = below(3) ? NO_SERVER : below(SERVERS + 2) };
+        struct flow_key key = { .hash = rng_next(&rng), .load = (float)below(5), .avoid = below(3) ? NO_SERVER : below(SERVERS + 2),
+                                .route = below(4) ? below(40) : (uint32_t)nasty(), .sla = below(4) ? below(3) : (uint32_t)nasty(),
+                                .waiting = below(4) ? below(100) : (uint32_t)nasty(), .unheld = below(4) == 0 };
+        balancer_waiting_for(b, key.sla, (float)below(99));
+        if (below(3) == 0)
+            key.load = -1.0f;
         now_ns += below(1000000);
         if (below(4) == 0)
             flow_retry(b, f, now_ns, (enum outcome)below(OUTCOMES));
@@ -185,7 +203,7 @@ static void work(struct balancer *b, struct flow *flows)
         check(b, &award);
         decided += award.server != NO_SERVER;
         if (award.server != NO_SERVER)
-            flow_open(b, f, award.server, key.load, now_ns, now_ns);
+            flow_open(b, f, award.server, award.load, now_ns, now_ns);
         balancer_in_flight(b, below(SERVERS));
     }
     struct flow_record r = { .server_id = 1 };

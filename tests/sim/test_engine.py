@@ -1,7 +1,7 @@
 """The engine is deterministic, keeps count of every flow, and shows the policy what a live balancer would."""
 
 import hashlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from dataplane.simulator import (
     World,
 )
 from dataplane.simulator.engine import curve_from, gsed_curves
+from dataplane.simulator.references import central_queue
+from shm_layout.segment import CURVE_LOW, CURVE_POINTS, DirectiveData
 
 SPEEDS = [1.0, 1.0, 2.0, 4.0]
 
@@ -190,3 +192,62 @@ def test_each_balancer_has_its_own_copy_of_the_policy():
     assert len(Recorder.seen) == 3
     assert all(len(flows) == 5 for flows in Recorder.seen.values())
     assert sum(flows[-1] for flows in Recorder.seen.values()) == (result.records["arrival_ns"] <= 4_000_000_000).sum()
+
+
+def held_world(**fields: Any) -> World:
+    fields = {"servers": [Server(), Server(speed=0.1)], "flows": 4_000} | fields
+    return World(arrivals=Poisson(90.0), demand=Exponential(0.01), seed=5, **fields)
+
+
+def publish_threshold(simulation: Simulation, wanted: float) -> None:
+    """One flow at a time to each server; the second takes one only when so many wait."""
+    points = np.arange(CURVE_POINTS)
+    curves = np.array([np.where(points < 1, bid, 1e9) for bid in (0.5, wanted + 0.5)])
+    reserve = CURVE_LOW + 1.0
+    directive = DirectiveData(ids=np.array([1, 2]), rule="bids", policy="t", curves=curves, reserve=reserve)
+    simulation.publish(directive)
+
+
+def test_a_threshold_holds_flows_back_from_the_slow_server():
+    used = []
+    for wanted in (0, 3, 12):
+        simulation = Simulation(held_world())
+        publish_threshold(simulation, wanted)
+        result = simulation.run()
+        assert result.totals.completed == 4_000
+        used.append((result.records["server"] == 1).mean())
+    assert used[0] > used[1] > used[2] > 0.0
+
+
+def test_one_server_at_a_time_is_a_central_queue():
+    simulation = Simulation(held_world(servers=[Server(), Server()]))
+    publish_threshold(simulation, 0)
+    records = simulation.run().records
+    found = central_queue(records["arrival_ns"], records["work_ns"] * 1e-9, [1, 1], [1, 1])
+    assert (records["closed_ns"] - records["arrival_ns"]) * 1e-9 == pytest.approx(found, abs=2e-8)
+
+
+def test_gold_leaves_the_queue_first_and_bronze_is_not_starved():
+    simulation = Simulation(held_world(servers=[Server()], gold=0.2, bronze=0.3))
+    simulation.publish(
+        DirectiveData(
+            ids=np.array([1]),
+            rule="bids",
+            policy="t",
+            curves=np.where(np.arange(CURVE_POINTS) < 1, 0.0, 1e9)[None],
+            reserve=np.ones(CURVE_POINTS),
+        )
+    )
+    result = simulation.run()
+    fct = (result.records["closed_ns"] - result.records["arrival_ns"]) * 1e-9
+    gold, silver, bronze = (fct[result.classes == i].mean() for i in range(3))
+    assert 2 * gold < silver
+    assert 2 * silver < bronze
+    assert result.totals.completed == 4_000
+    assert np.bincount(result.classes) / 4_000 == pytest.approx([0.2, 0.5, 0.3], abs=0.03)
+
+
+def test_classes_change_no_other_draw():
+    plain, classed = (Simulation(held_world(**shares)).run().records for shares in ({}, {"gold": 0.3, "bronze": 0.3}))
+    assert (plain["arrival_ns"] == classed["arrival_ns"]).all()
+    assert (plain["work_ns"] == classed["work_ns"]).all()

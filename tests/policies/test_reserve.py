@@ -1,0 +1,239 @@
+"""The learned reserve: thresholds against the exact optimum, properties, late binding from a cold start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.policies.adaptive import Adaptive
+from controlplane.policy import CURVE_N, Directive, Observation
+from controlplane.reserve import Overtaking, bind_late, classes_of, limits, thresholds
+from dataplane.simulator import (
+    BoundedPareto,
+    Deterministic,
+    Exponential,
+    Join,
+    Poisson,
+    Result,
+    Server,
+    Simulation,
+    SpeedChange,
+    World,
+)
+from dataplane.simulator.references import central_queue
+from shm_layout.layout import FLOW_RECORD
+
+SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
+
+
+class Watched(Adaptive):
+    """adaptive, that keeps what it decided last and how often it held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decided: list[Directive] = []
+
+    def __deepcopy__(self, memo: object) -> Watched:
+        return self
+
+    def decide(self, observation: Observation) -> Directive:
+        self.decided.append(super().decide(observation))
+        return self.decided[-1]
+
+
+def world(rho: float, workers: int, demand: object = None, flows: int = 20_000, speeds=SPEEDS, **fields) -> World:
+    demand = Exponential(0.02) if demand is None else demand
+    delay, service = fields.pop("delay", 0.0), fields.pop("service", "fifo")
+    rate = rho * workers * sum(speeds) / demand.mean
+    servers = [Server(speed=s, workers=workers, delay=delay, service=service) for s in speeds]
+    fields = {"warmup": 0.1 * flows / rate} | fields
+    return World(servers, Poisson(rate), demand, seed=1, flows=flows, rings=True, **fields)
+
+
+def run(w: World, reserve: str = "learned", policy: Adaptive | None = None) -> Result:
+    return Simulation(w, ring_slots=16384).run(policy or Adaptive(), reserve=reserve)
+
+
+def central(result: Result) -> np.ndarray:
+    r, w = result.records, result.world
+    found = central_queue(
+        r["arrival_ns"], r["work_ns"] * 1e-9, [s.speed for s in w.servers], [s.workers for s in w.servers]
+    )
+    return found[r["arrival_ns"] >= w.warmup * 1e9]
+
+
+def two_servers(lam: float, fast: float, slow: float, threshold: int, waiting: int = 70) -> float:
+    """Return the exact mean number in the system of two servers of one worker: the slow one takes from threshold on."""
+    # States (q, fast busy, slow busy): flows wait only while the fast server is busy.
+    index = {(0, 0, 0): 0, (0, 0, 1): 1}
+    for q in range(waiting + 1):
+        index[q, 1, 0] = len(index)
+        index[q, 1, 1] = len(index)
+
+    def settled(q: int, a: int, b: int) -> tuple[int, int, int]:
+        if q and not a:
+            q, a = q - 1, 1
+        if not b and q > threshold:
+            q, b = q - 1, 1
+        return q, a, b
+
+    n = len(index)
+    rates = np.zeros((n, n))
+    for (q, a, b), i in index.items():
+        for rate, to in (
+            (lam, (q + 1, a, b) if q < waiting else None),
+            (fast * a, (q, 0, b)),
+            (slow * b, (q, a, 0)),
+        ):
+            if to is not None and rate:
+                rates[i, index[settled(*to)]] += rate
+    rates -= np.diag(rates.sum(axis=1))
+    equations = rates.T.copy()
+    equations[0] = 1.0  # one is redundant: the probabilities add up to 1 instead
+    pi = np.linalg.solve(equations, np.eye(n)[0])
+    return float(sum(pi[i] * sum(state) for state, i in index.items()))
+
+
+@pytest.mark.parametrize("ratio", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("rho", [0.4, 0.7, 0.9])
+def test_the_threshold_of_a_slow_server_is_within_one_per_cent_of_the_best_of_all_thresholds(ratio, rho):
+    lam = rho * (1.0 + 1.0 / ratio)
+    chosen = int(thresholds(lam, np.array([1.0, 1.0 / ratio]), np.ones(2))[1])
+    best = min(two_servers(lam, 1.0, 1.0 / ratio, t) for t in range(int(2 * ratio) + 2))
+    assert two_servers(lam, 1.0, 1.0 / ratio, chosen) <= 1.01 * best
+
+
+def test_waiting_is_never_chosen_over_an_equal_server():
+    assert thresholds(3.0, np.array([1.0, 0.999]), np.array([4.0, 4.0]))[1] <= 1.0
+    assert bind_late(3.0, np.ones(5), np.ones(5), np.ones(5)).wanted.max() == 0.0
+
+
+positive = st.floats(1e-3, 1e4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(positive, st.floats(1.0, 300.0)), min_size=1, max_size=30), st.floats(0.0, 2.0))
+def test_curves_are_finite_and_monotone_and_an_idle_server_takes_a_flow_from_a_queue_long_enough(servers, rho):
+    mu, k = np.array(servers).T
+    found = bind_late(rho * float((mu * k).sum()), mu, k, limits(k))
+    for curves in (found.curves, found.reserve[None]):
+        assert np.isfinite(curves).all()
+        assert (curves >= 0.0).all()
+        assert (np.diff(curves, axis=1) >= 0.0).all()
+    # Nobody waits for ever: with workers free at a server there is a length of the queue from which on it is used,
+    # the fastest at once.
+    assert (found.curves[:, 0] <= found.reserve[-1]).all()
+    assert found.curves[np.argmax(mu), 0] <= found.reserve[0]
+    beyond = found.limit + np.ceil(np.sqrt(found.limit)) + 1
+    deep = [np.interp(4 * n, CURVE_N, curve) for n, curve in zip(beyond, found.curves, strict=True)]
+    assert (np.array(deep) > found.reserve[-1]).all()
+
+
+def test_four_thousand_servers_are_priced_within_a_control_interval():
+    rng = np.random.default_rng(1)
+    mu, k = rng.lognormal(0.0, 1.0, 4096), rng.integers(1, 64, 4096).astype(float)
+    assert classes_of(mu).max() < 50
+    found = bind_late(0.8 * float((mu * k).sum()), mu, k, limits(k))
+    assert found.curves.shape == (4096, len(CURVE_N))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(("rho", "demand"), [(0.5, Exponential(0.02)), (0.85, Deterministic(0.02))])
+def test_from_a_cold_start_it_is_no_worse_than_a_central_queue(workers, rho, demand):
+    result = run(world(rho, workers, demand))
+    assert result.fct.mean() <= 1.02 * central(result).mean()
+
+
+def test_equal_servers_are_as_good_as_a_central_queue():
+    result = run(world(0.8, 2, speeds=(1,) * 8, flows=30_000))
+    assert result.fct.mean() <= 1.03 * central(result).mean()
+
+
+def test_servers_that_share_their_cores_are_found_out_and_nobody_is_held_for_them():
+    w, policy = world(0.7, 1, BoundedPareto(0.02), service="sharing"), Watched()
+    learned, off = run(w, policy=policy), run(w, "off")
+    assert learned.fct.mean() <= 1.05 * off.fct.mean()
+    assert policy.late.sharing
+    assert policy.decided[-1].reserve is None
+
+
+def test_shared_cores_and_demands_alike_gain_from_late_binding():
+    w = world(0.85, 1, Deterministic(0.02), service="sharing")
+    assert run(w).fct.mean() < 0.9 * run(w, "off").fct.mean()
+
+
+def test_a_way_that_is_long_beside_the_service_ends_late_binding():
+    far, near = Watched(), Watched()
+    assert (
+        run(world(0.9, 1, delay=0.005), policy=far).fct.mean()
+        <= 1.02 * run(world(0.9, 1, delay=0.005), "off").fct.mean()
+    )
+    run(world(0.9, 1, delay=0.00005), policy=near)
+    assert far.decided[-1].reserve is None
+    assert near.decided[-1].reserve is not None
+
+
+def test_a_server_that_swaps_its_speed_is_followed():
+    flows = 30_000
+    w = world(0.7, 4, flows=flows)
+    half = flows / 2 / w.arrivals.mean_rate
+    swap = (SpeedChange(half, 7, 1.0), SpeedChange(half, 0, 4.0))
+    w = replace(w, events=swap, warmup=half + 2.0)
+    assert run(w).fct.mean() <= 1.03 * run(w, "off").fct.mean()
+
+
+def test_a_server_that_joins_is_used():
+    w = world(0.6, 4, speeds=(1, 1, 2, 4))
+    servers = [*w.servers, Server(speed=4, workers=4, present=False)]
+    w = replace(w, servers=servers, events=(Join(w.warmup, 4),))
+    result = run(w)
+    late = result.records["server"][result.records["arrival_ns"] > w.warmup * 2e9]
+    assert (late == 4).mean() > 0.2
+
+
+def test_an_underestimated_worker_count_is_corrected():
+    class Mistaken(Watched):
+        """Its servers seem to have half of their workers until a third of the run is over."""
+
+        def decide(self, observation: Observation) -> Directive:
+            o = observation
+            if o.now < 3.0:
+                # Nothing from more than two in flight was ever seen.
+                for name in ("time", "completions", "arrivals", "found_fct"):
+                    getattr(o.profile, name)[:, 3:] = 0.0
+            return super().decide(o)
+
+    policy = Mistaken()
+    run(world(0.85, 4, flows=30_000), policy=policy)
+    k = policy.decided[-1].fitted["k"]
+    assert (k[4:] > 3.2).all()
+
+
+def records(rows: list[tuple[float, float, int]]) -> np.ndarray:
+    """Return flow records of server 0, id 1, from (dispatched, closed, found)."""
+    out = np.zeros(len(rows), dtype=FLOW_RECORD)
+    out["server_id"] = 1
+    for i, (dispatched, closed, found) in enumerate(rows):
+        out["dispatched_ns"][i], out["closed_ns"][i], out["found"][i] = dispatched * 1e9, closed * 1e9, found
+    return out
+
+
+def test_overtaking_is_counted_by_hand():
+    ids = np.ones(1, dtype=np.uint64)
+    # One worker: a (0 … 3), b comes at 1 and leaves at 5; c comes at 2, finds both, and leaves at 4, before b.
+    fifo, shared = Overtaking(), Overtaking()
+    fifo.update(records([(0, 3, 0), (1, 4, 1), (2, 5, 2)]), 3, ids, np.ones(1))
+    shared.update(records([(0, 3, 0), (2, 4, 2), (1, 5, 1)]), 3, ids, np.ones(1))
+    # Chances: b one of two, c two of three.
+    assert (fifo.chances, fifo.taken) == (pytest.approx(1 / 2 + 2 / 3), 0.0)
+    assert (shared.chances, shared.taken) == (pytest.approx(1 / 2 + 2 / 3), 1.0)
+
+
+def test_lost_records_are_no_evidence():
+    watch = Overtaking()
+    watch.update(records([(0, 3, 0), (2, 4, 2)]), 10, np.ones(1, dtype=np.uint64), np.ones(1))
+    assert watch.chances == 0.0
