@@ -23,6 +23,8 @@ class Contributions:
 
     def __init__(self, game: str) -> None:
         self.game = game
+        if game != "spare":
+            import controlplane.auction.games  # noqa: F401  what is missing is said when the policy is set
         self._values: Floats = np.zeros(0)
         self._members: Bools = np.zeros(0, dtype=bool)
         self._due = -np.inf
