@@ -38,6 +38,9 @@ LIMIT_SLACK, LIMIT_PART = 0.02, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
 # It is less where its limit was not seen yet: it may bear more.
 PREFETCH, EXPLORE = 1.5, 0.5
+# Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
+# is the next that gets one, and bronze, since it leaves the dearer ones to the others (docs/auction.md).
+SLA_RESERVE = (0.5, 1.0, 0.5)
 # Bid of a server that is to have no more, in times of the reserve's greatest value.
 TOO_DEAR = 1e4
 # Chances of overtaking that tell something, and over which the past fades.

@@ -8,10 +8,13 @@ Splits    the arrivals over the servers so that one more flow a second costs the
 Bids      Δ(n) for that share (bids.py: truthful); a server that fails more flows than the others adds what that
           costs, and one that has not been seen for long bids less for its first flow, the more so the longer: it is
           probed, not starved
+Holds     where the service's reserve is `learned`: flows wait for a server that is worth it (controlplane/reserve.py)
 Balancers that share the servers (K > 1) see a part of the flows: (K·n + c)/ŵ then, until something better is measured
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +22,7 @@ from controlplane.bids import split, truthful
 from controlplane.estimator import Fit
 from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
-from controlplane.reserve import LateBinding
+from controlplane.reserve import SLA_RESERVE, LateBinding
 
 # A failed flow costs its client as much as this many mean completion times.
 FAILURE_COST = 10.0
@@ -69,8 +72,8 @@ class Adaptive:
         }
         if late is not None:
             fitted |= {"hold_from": late.limit, "wait_for": late.wanted}
-        reserve = None if late is None else late.reserve
-        return Directive(rule="bids", weights=capacity, curves=curves, reserve=reserve, fitted=fitted)
+        directive = Directive(rule="bids", weights=capacity, curves=curves, fitted=fitted)
+        return directive if late is None else replace(directive, reserve=late.reserve, sla_reserve=SLA_RESERVE)
 
     def _shares(self, fit: Fit, may: Bools, failing: Floats, objective: str) -> Floats:
         """Return the arrivals a second that each server's bid assumes, (servers,)."""
