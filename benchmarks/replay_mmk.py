@@ -34,7 +34,7 @@ from testbed.replay import source
 from testbed.replay.run import Interrupts, run
 
 MEAN_S = 0.02
-CASES = ((2, 0.5), (4, 0.6), (8, 0.7))
+CASES = ((4, 0.5), (8, 0.6), (16, 0.7))
 SECONDS, QUICK_SECONDS = 150.0, 20.0
 REPLICAS = 200
 

@@ -31,6 +31,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from testbed.demand import SHAPES, parse_demand
 from testbed.load.generator import parse_url
+from testbed.load.priority import PRIORITIES, priority
 from testbed.load.report import LATE_LIMIT_MS, LATE_MAX_LIMIT_MS
 from testbed.load.schedule import Schedule, from_csv, poisson
 from testbed.replay import capacity, source
@@ -62,6 +63,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("--request", default="auto", help="query, d, n, plain or auto")
     add("--seconds-per-work", type=float, default=0.0, help="makes the trace's work seconds; 0: it stays as it is")
     add("--connections", choices=["keepalive", "per-flow"], default="keepalive", help="kept, or one for each request")
+    add("--priority", choices=list(PRIORITIES), default="normal", help="on a busy machine; needs privileges")
     add("--rate", type=float, default=100.0, help="without a trace: Poisson arrivals a second")
     add("--arrivals", default="", help="CSV with the columns arrival_s, demand_ms, instead of --rate")
     add("--demand", default="", help=f"SHAPE:MEAN_MS, sent as ?d=; SHAPE is {', '.join(SHAPES)}")
@@ -149,9 +151,9 @@ def listen(environment: Environment, **_: Any) -> None:
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def begin(environment: Environment, **_: Any) -> None:
-    replay.is_over = False
     if isinstance(environment.runner, MasterRunner):
         return
+    replay.is_over = False
     try:
         replay.begin(environment.parsed_options, environment.host or "")
     except (TraceError, ValueError, OSError) as error:
@@ -173,7 +175,7 @@ def say(environment: Environment, figures: dict[str, list[float]]) -> None:
     log.info("sent %d requests, answered %d", sent, answered)
     if figures["fct"]:
         log.info("FCT ms: mean %.2f, p50 %.2f, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f", *figures["fct"])
-    log.info("late ms: p50 %.2f, p99 %.2f, max %.2f", *figures["late"])
+    log.info("late by p50 %.2f ms, p99 %.2f ms, max %.2f ms", *figures["late"])
     _, p99, largest = figures["late"]
     if p99 > LATE_LIMIT_MS or largest > LATE_MAX_LIMIT_MS:
         log.warning(
@@ -201,8 +203,12 @@ class OpenLoopUser(FastHttpUser):
         options = self.environment.parsed_options
         assert options is not None
         headers = {"Connection": "close"} if options.connections == "per-flow" else {}
-        requests = Group()
         start = time.perf_counter() + 0.05
+        with priority(options.priority):
+            self._send_all(schedule, start, headers)
+
+    def _send_all(self, schedule: Schedule, start: float, headers: dict[str, str]) -> None:
+        requests = Group()
         try:
             for arrival, path, name in zip(schedule.arrival_s.tolist(), replay.paths, replay.names, strict=True):
                 ahead = start + arrival - time.perf_counter()
@@ -227,6 +233,10 @@ class OpenLoopUser(FastHttpUser):
 
 class ScheduleShape(LoadTestShape):
     """One user until the schedule has been answered, then the end."""
+
+    def reset_time(self) -> None:  # locust's word for: a test starts, perhaps not the first
+        super().reset_time()  # type: ignore[no-untyped-call]
+        replay.is_over = False
 
     def tick(self) -> tuple[int, float] | None:
         return None if replay.is_over else (1, 1.0)

@@ -122,8 +122,7 @@ def run(args: argparse.Namespace) -> int:
     from testbed.traces.record import TraceError
 
     # TERM is the same as Ctrl-C; INT counts also where a shell had it ignored, as for what a script runs behind itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _replay(args)
     except UsageError as error:
@@ -134,6 +133,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
         raise CommandError("interrupted before the first request left: there is nothing to report") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -227,7 +229,7 @@ def _capacity(args: argparse.Namespace, trace: Trace, target: Target) -> float |
     """Work a second, in the unit of the trace; None when nobody asked for a load and nobody told."""
     import sys
 
-    from testbed.replay import capacity
+    from testbed.replay import capacity, source
 
     if args.servers is not None:
         if trace.unit != "s":
@@ -236,7 +238,7 @@ def _capacity(args: argparse.Namespace, trace: Trace, target: Target) -> float |
     if args.capacity == _MEASURE:
         print(f"measuring the capacity for {args.measure_for:g} s", file=sys.stderr)
         keep_alive = args.connections == "keepalive"
-        request = trace.requests(target, len(trace.records), keep_alive)
+        request = source.wired(target, trace.paths(target, len(trace.records)), keep_alive)
         found = capacity.measured(
             target, request, trace.load_work, seconds=args.measure_for, connections=args.measure_connections
         )

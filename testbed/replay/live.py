@@ -24,7 +24,7 @@ from testbed.load.generator import Generator
 from testbed.replay.source import Plan
 
 WINDOW_S = 5.0  # the recent percentiles are of what ended within so long
-LINE_EVERY_S = 5.0  # where there is no terminal
+LINE_EVERY_S = 2.0  # where there is no terminal
 _QUANTILES = (50, 90, 99)
 # Completion times from 10 µs to 1,000 s in buckets of 2 %: percentiles of the whole run without its values.
 _BOUNDS_S = np.geomspace(1e-5, 1e3, 931)

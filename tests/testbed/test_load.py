@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -107,23 +106,6 @@ def test_a_starved_generator_says_how_late_it_was():
     assert not summary.is_valid
     assert "INVALID" in str(summary)
     assert result.fct_s.max() > 0.08  # and the requests that it held back are charged for it
-
-
-def test_mm_k_at_one_backend_agrees_with_the_formula_and_the_reference():
-    k, load, mean_s = 3, 0.6, 0.02
-    schedule = poisson(load * k / mean_s, 6.0, 3, Demand("exponential", mean_s * 1e3))
-    result = against_backend(Spec(workers=k), schedule)
-    reference = central_queue(schedule.arrival_s, schedule.demand_ms / 1e3, [1.0], k)
-    assert result.fct_s.mean() == pytest.approx(reference.mean(), rel=0.15)
-    assert result.fct_s.mean() == pytest.approx(erlang_mean_s(k, load * k, mean_s), rel=0.3)
-    assert result.records["service_ms"].mean() == pytest.approx(schedule.demand_ms.mean(), abs=1.0)
-
-
-def erlang_mean_s(k: int, offered: float, mean_s: float) -> float:
-    """Mean time in an M/M/k system, Erlang's C formula."""
-    waits = offered**k / math.factorial(k) / (1 - offered / k)
-    probability = waits / (sum(offered**i / math.factorial(i) for i in range(k)) + waits)
-    return mean_s * (1 + probability / (k - offered))
 
 
 def test_the_reference_serves_with_the_fastest_free_worker():

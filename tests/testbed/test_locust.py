@@ -1,0 +1,73 @@
+"""The locustfile in a real locust: a trace's arrivals, open loop, and what it says of them."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.farm import Farm
+
+# Not imported: locust has gevent replace sockets and threads of the whole process.
+if importlib.util.find_spec("locust") is None:
+    pytest.skip("locust is not installed: pip install vickrey[testbed]", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Farm]:
+    with Farm.of_speeds([1.0], workers=2) as running:
+        yield running
+
+
+def locust(farm: Farm, *options: str, **environment: str) -> tuple[int, str]:
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "locust", "-f", str(ROOT / "testbed" / "locustfile.py"), "--headless"),
+            *("-H", f"http://{farm.addresses[0]}", *options),
+        ],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, **environment},
+    )  # fmt: skip
+    return run.returncode, run.stdout + run.stderr
+
+
+def figure(said: str, name: str) -> float:
+    found = re.search(rf"\b{re.escape(name)} ([0-9.]+)", said)
+    assert found, said
+    return float(found[1])
+
+
+def test_a_trace_is_replayed_open_loop_at_its_speed(farm: Farm, tmp_path: Path):
+    # 30 requests of 100 ms at two workers within 0.3 s: a closed loop would need 1.5 s to send them.
+    trace = tmp_path / "trace.csv"
+    trace.write_text("t,work\n" + "".join(f"{i * 0.1:.1f},0.1\n" for i in range(30)))
+    before = farm.stats()[0]
+    status, said = locust(farm, "--trace", str(trace), "--speed", "10", "--priority", "realtime")
+    assert status in (0, 1), said
+    assert "sent 30 requests, answered 30" in said
+    assert figure(said, "late by p50") < 200
+    assert 1100 < figure(said, "max") < 2500  # the last one waits for 28 others, from its scheduled time on
+    assert figure(said, "p99.9") > 1000
+    assert "99.9%" in said
+    after = farm.stats()[0]
+    assert after["demand_ms"] - before["demand_ms"] == pytest.approx(3000)
+
+
+def test_options_may_be_variables_of_the_environment(farm: Farm):
+    status, said = locust(
+        farm, VICKREY_TRACE="poisson:mean_work=0.01,flows=200", VICKREY_LOAD="0.5", VICKREY_SERVERS=farm.addresses[0],
+        VICKREY_LIMIT="100", VICKREY_CONNECTIONS="per-flow",
+    )  # fmt: skip
+    assert status in (0, 1), said
+    assert "sent 100 requests, answered 100" in said
+
+
+def test_what_cannot_be_replayed_is_said_and_fails(farm: Farm):
+    status, said = locust(farm, "--trace", "no-such-file.csv")
+    assert status == 2, said
+    assert "no-such-file.csv: No such file" in said
