@@ -66,9 +66,15 @@ def run(
 
 
 async def _run(plan: Plan, interrupts: Interrupts, view: View | None, keep_alive: bool, timeout_s: float) -> Outcome:
+    # No connection is opened ahead: an idle one takes a worker of a prefork server, which the trace did not ask for.
     generator = Generator(
-        plan.target, plan.schedule, timeout_s=timeout_s, keep_alive=keep_alive, request=plan.request
-    )  # fmt: skip
+        plan.target,
+        plan.schedule,
+        timeout_s=timeout_s,
+        keep_alive=keep_alive,
+        warm_connections=0,
+        request=plan.request,
+    )
     loop = asyncio.get_running_loop()
     interrupts.on_signal(lambda: loop.call_soon_threadsafe(generator.abort))
     sending = asyncio.create_task(generator.run())
