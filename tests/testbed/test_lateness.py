@@ -22,12 +22,12 @@ def farm() -> Iterator[Farm]:
 
 
 def replay_while(farm: Farm, rate: float, starve: Any) -> dict[str, Any]:
-    """Run a replay of 3 s, starve(process) as soon as it sends, and return its document."""
+    """Run a replay of 2 s, starve(process) as soon as it sends, and return its document."""
     begun = farm.stats()[0]["requests"]
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "controlplane.cli", "replay", f"poisson:rate={rate},mean_work=0.001"),
-            *("--target", f"http://{farm.addresses[0]}/", "--duration", "3s", "--quiet", "--json"),
+            *("--target", f"http://{farm.addresses[0]}/", "--duration", "2s", "--quiet", "--json"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ def test_a_generator_that_was_stopped_is_late_and_its_requests_are_charged(farm:
 
 def test_a_generator_that_is_starved_a_little_all_the_time_is_late(farm: Farm):
     def pulses(process: subprocess.Popen[bytes]) -> None:
-        for _ in range(15):
+        for _ in range(12):
             stop(process, 0.05)
             time.sleep(0.05)
 

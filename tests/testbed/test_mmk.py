@@ -35,7 +35,7 @@ def test_the_made_up_trace_in_a_simulated_queue_agrees_with_the_formula():
 
 def test_a_replay_at_one_server_agrees_with_the_queue():
     with Farm.of_speeds([1.0], workers=K) as farm:
-        made = plan(parse_url(f"http://{farm.addresses[0]}/"), 6.0, 2)
+        made = plan(parse_url(f"http://{farm.addresses[0]}/"), 5.0, 2)
         with Interrupts() as interrupts, priority("realtime"):
             result = run(made, interrupts).result
     summary = summarize(result)
@@ -51,7 +51,7 @@ def test_a_replay_at_one_server_agrees_with_the_queue():
     # And theory, as exact as a run of this length can be: among all but one in a thousand of such runs.
     runs = [
         central_queue(other.schedule.arrival_s, other.work, [1.0], K).mean()
-        for other in (plan(made.target, 6.0, 100 + i) for i in range(300))
+        for other in (plan(made.target, 5.0, 100 + i) for i in range(300))
     ]
     low, high = np.percentile(runs, (0.1, 99.9))
     assert low < mmk_mean_s(K, RHO, MEAN_S) < high

@@ -233,7 +233,7 @@ def test_a_load_needs_a_capacity_and_gets_it_from_the_servers(farm: Farm, capsys
 def test_a_capacity_can_be_measured(farm: Farm):
     status, found = replay(
         "poisson:mean_work=0.02,flows=300", "--target", f"http://{farm.addresses[0]}/", "--limit", "50",
-        "--load", "0.5", "--capacity", "measure", "--measure-for", "2s", "--late-p99", "10s", "--late-max", "10s",
+        "--load", "0.5", "--capacity", "measure", "--measure-for", "1200ms", "--late-p99", "10s", "--late-max", "10s",
     )  # fmt: skip
     assert status == 0
     # Two workers of speed 2; a busy machine makes them slower, and what is under way at the edges counts or not.
@@ -304,7 +304,7 @@ def test_the_files_of_a_run_tell_the_same(tmp_path: Path, farm: Farm):
 
     out = tmp_path / "out"
     status, found = replay(
-        "poisson:rate=150,mean_work=0.004", "--target", f"http://{farm.addresses[0]}/", "--duration", "2s",
+        "poisson:rate=250,mean_work=0.004", "--target", f"http://{farm.addresses[0]}/", "--duration", "1200ms",
         "--out", str(out), "--late-p99", "10s", "--late-max", "10s", "--seed", "5",
     )  # fmt: skip
     assert status == 0
@@ -420,7 +420,7 @@ def test_a_signal_ends_the_run_with_what_there_is(number: signal.Signals, tmp_pa
 
 
 def test_a_signal_at_any_moment_ends_in_order(farm: Farm):
-    for wait_s in (0.2, 0.35, 0.5, 0.8):
+    for wait_s in (0.25, 0.4, 0.7):
         process = command(
             "poisson:rate=100,mean_work=0.001", "--target", f"http://{farm.addresses[0]}/", "--duration", "60s",
             "--quiet",
@@ -474,6 +474,7 @@ def test_progress_goes_to_standard_error_a_bar_on_a_terminal(farm: Farm):
 def test_the_commands_of_the_replay_page_run(tmp_path: Path):
     page = (Path(__file__).resolve().parents[2] / "docs" / "replay.md").read_text()
     (script,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    script = re.sub(r"--duration \ds", "--duration 1s", script)
     script = script.replace("9001", str(free_port())).replace("/tmp", str(tmp_path))
     # A busy machine may make a run invalid (status 1): that is not what this is about.
     script = script.replace("vickrey replay", "vickrey replay --late-p99 10s --late-max 10s")
