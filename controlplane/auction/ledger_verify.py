@@ -141,6 +141,10 @@ class _Walk:
         if not isinstance(names, list) or not all(isinstance(n, str) and n == Path(n).name for n in names):
             raise _Fault(first.index, 1, "its first record does not name the earlier files")
         older = [self.path.with_name(name) for name in names]
+        if self.head_bytes is None:
+            # An older part by itself: those before it may have been given up since.
+            while older and not older[0].exists():
+                self.notes.append(f"{older.pop(0).name}, an earlier part, is not there any more")
         for file in older:
             if not file.exists():
                 raise _Fault(0, 0, f"{file.name}, an earlier part of the ledger, is missing")
