@@ -150,8 +150,8 @@ class CompletionPredictor:
         return found
 
     def _standard(self, features: ArrayLike) -> Floats:
-        # Beyond four deviations nothing was seen: tanh units would still extrapolate.
-        return np.clip((inputs(features) - self.mean) / self.scale, -4.0, 4.0)
+        # Beyond so many deviations little was seen, and tanh units would still extrapolate.
+        return np.clip((inputs(features) - self.mean) / self.scale, -2.5, 2.5)
 
     def _forward(self, x: Floats) -> list[Floats]:
         """Return what each layer puts out, the input first; the last is (…, 1)."""
