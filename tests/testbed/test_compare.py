@@ -133,10 +133,12 @@ def test_csv_and_markdown_have_what_the_page_has(compared: Any, folder: Path):
     ours = [row for row in samples if row["balancer"] == "vickrey adaptive"]
     assert {row["server"] for row in ours} == {"s1", "s2"}
     assert any(row["weight"] for row in ours)
-    # The event is in the ground truth: s2 was at a third of its speed for a while, and is not at the end.
-    speeds = [float(row["speed"]) for row in ours if row["server"] == "s2"]
-    assert min(speeds) == pytest.approx(1.0)
-    assert speeds[0] == speeds[-1] == 3.0
+    # The event is in the ground truth: in every run s2 begins well, and is at a third of its speed for a while.
+    for one in document["balancers"]:
+        mine = [row for row in samples if row["balancer"] == one["name"] and row["server"] == "s2"]
+        speeds = [float(row["speed"]) for row in mine]
+        assert speeds[0] == 3.0
+        assert min(speeds) == pytest.approx(1.0)
     markdown = (folder / "out" / "report.md").read_text()
     assert all(f"| {one['name']}" in markdown for one in document["balancers"])
     assert json.loads((folder / "out" / "result.json").read_text())["base"] == "vickrey adaptive"
