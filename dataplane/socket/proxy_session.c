@@ -380,7 +380,9 @@ void session_expired(struct session *s, enum timer_kind kind)
             session_close(s, false);
         }
         break;
-    case TIMER_QUEUE:
+    case TIMER_QUEUE:                       /* the reserve held it, and the time was over before the next look? Then there is room */
+        if (request_try(s, 0, true) == VERDICT_GONE)
+            break;
         COUNT(w, queue_timeouts, 1);
         session_answer(s, 503, 'Q', OUTCOME_CLIENT_TIMEOUT);
         break;

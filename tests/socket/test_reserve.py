@@ -358,6 +358,17 @@ def test_the_reserve_never_costs_an_answer(start_bench):
     bench.finish("a", "b")
 
 
+def test_a_timeout_shorter_than_two_looks_costs_no_answer_either(start_bench):
+    bench = start_bench(timeout_queue_ns=SECOND // 25)  # whoever waits is looked at every 50 ms
+    bench.direct(flat(1.5), bids=(1.0, 50.0))
+    bench.taken()
+    bench.arrive("a")
+    for number in range(6):
+        bench.arrive(f"b{number}")
+    assert bench.total("queue_timeouts") == 0
+    bench.finish("a", *(f"b{number}" for number in range(6)))
+
+
 def test_a_flow_that_finds_no_slot_to_wait_in_is_not_held(start_bench):
     bench = start_bench(queue_slots=2)
     bench.direct(flat(1.5))
