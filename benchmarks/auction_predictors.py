@@ -39,8 +39,8 @@ POLICIES, LOADS = ("wrr", "p2c", "gsed"), (0.5, 0.7, 0.9)
 FARM = tuple(Server(speed=s, workers=4) for s in (1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0))
 OTHER = tuple(Server(speed=s, workers=k) for s, k in ((0.5, 1), (1.0, 2), (3.0, 8), (8.0, 4)))
 FAST = tuple(Server(speed=12.0 * s.speed, workers=s.workers) for s in OTHER)
-# The network learns from several farms, none of them held out but the first: on one alone, the worker count tells it which
-# servers these are, and what it learned is untrue elsewhere.
+# The network learns from several farms: on one alone, the worker count tells it which servers these are, and what it
+# learned is untrue elsewhere.
 TRAINING = (
     FARM,
     tuple(Server(speed=s, workers=k) for s, k in ((1.0, 1), (2.0, 1), (4.0, 1), (1.0, 2), (2.0, 2))),

@@ -87,9 +87,11 @@ def _verify(path: str, as_json: bool) -> int:
     if as_json:
         from dataclasses import asdict
 
-        print_json({"file": path, **asdict(verdict)})
+        print_json(asdict(verdict) | {"file": verdict.file or path})
     else:
-        print(f"{path}: {verdict}")
+        print(f"{path}: {verdict}" if verdict.ok else verdict)  # a fault names its file
+        for note in verdict.notes:
+            print(f"note: {note}")
     return 0 if verdict.ok else 1
 
 
