@@ -1,6 +1,7 @@
 """Predictors of a flow's completion time on held-out recordings: single weight, analytic, network.
 
     python benchmarks/auction_predictors.py           # the table of docs/auction.md, about a minute
+    python benchmarks/auction_predictors.py --one-farm
     python benchmarks/auction_predictors.py --quick --json
 
 Trained on four farms at loads 0.5, 0.7 and 0.9 under an even round robin, the power of two choices and gsed. Held out
@@ -106,8 +107,8 @@ def errors(predicted: Floats, seconds: Floats, shift: float) -> tuple[float, flo
     return float(np.sqrt(np.mean(fitted**2))), float(np.mean(np.abs(fitted))), float(np.sqrt(np.mean(error**2)))
 
 
-def measure(flows: int, seeds: int, epochs: int) -> dict[str, Any]:
-    learned = [recording(servers, flows, 1 + i) for i, servers in enumerate(TRAINING)]
+def measure(flows: int, seeds: int, epochs: int, farms: int = len(TRAINING)) -> dict[str, Any]:
+    learned = [recording(servers, flows, 1 + i) for i, servers in enumerate(TRAINING[:farms])]
     features, seconds = np.concatenate([f for f, _ in learned]), np.concatenate([y for _, y in learned])
     fitted = train(features, seconds, epochs)
     shift = {n: float(np.mean(np.log(np.maximum(p(features), 1e-9)) - np.log(seconds))) for n, p in fitted.items()}
@@ -133,13 +134,14 @@ def main() -> int:
     parser.add_argument("--flows", type=int, default=6000, help="of each recording (default 6000)")
     parser.add_argument("--seeds", type=int, default=5, help="held out, of each farm (default 5)")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--one-farm", action="store_true", help="train on the first farm only")
     parser.add_argument("--quick", action="store_true", help="1,500 flows, 3 seeds")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     flows, seeds = (1500, 3) if args.quick else (args.flows, args.seeds)
     if flows < 200 or seeds < 2 or args.epochs < 1:
         parser.error("expected at least 200 flows, 2 seeds and 1 epoch")
-    found = measure(flows, seeds, args.epochs)
+    found = measure(flows, seeds, args.epochs, 1 if args.one_farm else len(TRAINING))
     if args.json:
         print(json.dumps(found, indent=2))
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_ledger_that_is_being_written_verifies(tmp_path: Path) -> None:
 
 # --- vickrey auction verify -------------------------------------------------------------------------------------------
 
-LINES = {
+LINES: dict[str, tuple[Callable[[list[bytes]], list[bytes]], int, str]] = {
     "left alone": (lambda x: x, 0, "14 records, unbroken"),
     "altered": (lambda x: [*x[:4], x[4].replace(b"round", b"rounx"), *x[5:]], 1, ":5: record 4 was altered"),
     "removed": (lambda x: x[:4] + x[5:], 1, ":5: record 4 was removed"),

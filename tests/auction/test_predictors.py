@@ -225,7 +225,8 @@ def test_the_network_beats_the_single_weight_on_held_out_seeds_and_on_another_fa
         """As well as a sum was found to do: the flow's own time, that of the queue, and that of its load."""
         n, held, mu, k, x = f.T[:5]
         parts: Floats = np.stack((x, np.maximum(held - k, 0.0) / k, np.maximum(n + 1.0 - k, 0.0) / k), axis=1)
-        return parts / mu[:, None]
+        parts /= mu[:, None]
+        return parts
 
     for servers, seeds in ((FARM, (11, 12, 13)), (OTHER, (21, 22, 23))):
         for seed in seeds:
