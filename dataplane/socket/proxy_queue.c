@@ -219,6 +219,7 @@ void queue_wake(struct worker_state *w)
                 return;
         } else {
             wake(v, first.worker);
+            tell_full(w, false);            /* an old finding: who holds the first looks now, and tells its own */
             if (atomic_load(&v->full))
                 return;
         }
