@@ -53,7 +53,7 @@ class Contributions:
         return self._values
 
     def _play(self, mu: Floats, k: Floats, arrivals: Floats, active: Bools, coalition: Floats) -> Floats:
-        from controlplane.auction.games import PooledMM1, ServingCost
+        from controlplane.auction.games import Game, PooledMM1, ServingCost
         from controlplane.auction.shapley import EXACT_MAX, monte_carlo, values
 
         phi = np.zeros(len(active))
@@ -63,6 +63,7 @@ class Contributions:
             n = len(rows)
             if n == 0:
                 continue
+            game: Game
             if self.game == "pooled":
                 game = PooledMM1(k[rows] * mu[rows], arrivals[rows])
             else:

@@ -131,9 +131,8 @@ class Auction:
             )
         self._before = o
         coalition = np.zeros(o.n_servers) if o.coalition is None else o.coalition
-        phi = self.contributions.update(
-            o.now, capacity, load, fit.mu, fit.k, self._shares(o, rate), o.active, coalition
-        )
+        arrivals = self._shares(o, rate)
+        phi = self.contributions.update(o.now, capacity, load, fit.mu, fit.k, arrivals, o.active, coalition)
         hands_off = self.coalition_above if (coalition > 0).any() else 0.0
         classic = ClassicParameters(
             capacity=capacity,
@@ -158,6 +157,10 @@ class Auction:
             "price": self._rows["bid"] + self._rows["margin"],
             "margin": self._rows["margin"],
             "reserve": ones * (self.reserve if held is None else float(held[0])),
+            "mu": fit.mu,
+            "k": fit.k,
+            "arrivals": arrivals,
+            "samples": fit.samples,
         }
         return Directive(
             rule="classic",
