@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from controlplane.auction import coalitions
 from controlplane.auction import mechanism as m
 from controlplane.auction.scenario import Farm
 from controlplane.auction.tasks import BRONZE, GOLD
@@ -60,18 +63,13 @@ def award(farm: Farm, load, bids, among, task, rules: Rules) -> Result:
     winner = ranked[0]
     price = bids[ranked[1]] if len(ranked) > 1 else float("inf")
     ratio = [float(m.load_ratio(load[i], farm.capacity[i])) for i in range(farm.n)]
-    group = [winner]
-    if ratio[winner] > rules.overload:
-        others = [
-            i
-            for i in range(farm.n)
-            if i != winner and farm.coalition[i] == farm.coalition[winner] and ratio[i] < rules.partner_below
-        ]
-        group += sorted(others, key=lambda i: ratio[i])[: rules.partners]
+    helpers = coalitions.partners(
+        winner, np.array(ratio), farm.coalition, rules.overload, rules.partner_below, rules.partners
+    )
+    group = [winner, *map(int, helpers)]
     spare = [max(farm.capacity[i] - load[i], 0.0) for i in group]
-    if rules.split == "shapley" and sum(spare) > 0:
-        shares = [s / sum(spare) for s in spare]
-    else:
-        shares = [1 / len(group)] * len(group)
+    by_value = rules.split == "shapley"
+    parts = coalitions.split_shapley(1.0, np.array(spare)) if by_value else coalitions.split_equal(1.0, len(group))
+    shares = [float(part) for part in parts]
     done = [(load[i] + task["work"] * s) / farm.rate[i] for i, s in zip(group, shares, strict=True) if s > 0]
     return Result(group, shares, bids[winner], price, task["waited"] + max(done))
