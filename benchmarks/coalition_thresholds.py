@@ -5,8 +5,8 @@
 
 The round simulation, 8 servers in one coalition. The white paper's: share above a load ratio of 0.6, with those below
 0.5. All pairs on a grid run on the tuning seeds, two sharing equally; the best by each figure are then measured on
-other seeds, so that none is praised for luck, and for tasks shared among 2, 4 or all 8, equally or by Shapley values. Runs
-of one seed see the same servers and tasks: differences are paired, ± is half a 95 % interval over seeds. The first
+other seeds, so that none is praised for luck, and for tasks shared among 2, 4 or all 8, equally or by Shapley values.
+Runs of one seed see the same servers and tasks: differences are paired, ± is half a 95 % interval over seeds. The first
 fifth of the rounds is left out. Completion is in rounds, welfare is -Σ|load − capacity·target|, misses in percent.
 """
 
