@@ -168,11 +168,11 @@ def _services(out: Page, services: Iterable[ServiceView], now_ns: int) -> None:
     out.family("queue_wait_seconds_total", "counter", "Time that flows spent waiting for a server.")
     for service in services:
         out.add(service.snapshot.total("queue_wait_sum_ns") / 1e9, label(service=service.name))
-    for field, shown, kind, text, scale in CLASS_TOTALS:
+    for counter, shown, kind, text, scale in CLASS_TOTALS:
         out.family(shown, kind, text)
         for service in services:
             for i, name in enumerate(SLA_CLASSES):
-                out.add(service.snapshot.total(field, i) / scale, label(service=service.name, **{"class": name}))
+                out.add(service.snapshot.total(counter, i) / scale, label(service=service.name, **{"class": name}))
     out.family("shm_reject_total", "counter", "Blocks of shared memory that a worker did not take, by reason.")
     for service in services:
         for reason, count in service.snapshot.rejected().items():

@@ -19,7 +19,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +38,7 @@ from controlplane.auction.ledger_format import (
     read_record,
     seal,
 )
-from controlplane.auction.ledger_verify import Verdict, head_path, verify
+from controlplane.auction.ledger_verify import Verdict, head_path, number_of, rotated, verify
 
 __all__ = ["GENESIS", "Ledger", "LedgerError", "Record", "Verdict", "records", "verify"]
 
@@ -282,7 +281,7 @@ class Ledger:
         """Whether a writer was killed after it rotated the file before away and before it began this one."""
         if self.records == 0 or size >= self._size:
             return False
-        older = _rotated(path)
+        older = rotated(path)
         if not older or _last_record_hash(older[-1]) != self.hash:
             return False
         self._size = 0
@@ -343,8 +342,8 @@ class Ledger:
         assert self.path is not None
         self._add_own("close")
         self._write()
-        older = _rotated(self.path)
-        target = self.path.with_name(f"{self.path.name}.{1 + (_number(self.path, older[-1]) if older else 0)}")
+        older = rotated(self.path)
+        target = self.path.with_name(f"{self.path.name}.{1 + (number_of(self.path, older[-1]) if older else 0)}")
         os.rename(self.path, target)
         try:
             begun = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -402,17 +401,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _number(path: Path, file: Path) -> int:
-    return int(file.name[len(path.name) + 1 :])
-
-
-def _rotated(path: Path) -> list[Path]:
-    """Return the files rotated away from this one, oldest first."""
-    pattern = re.compile(re.escape(path.name) + r"\.[1-9][0-9]*")
-    found = [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
-    return sorted(found, key=lambda file: _number(path, file))
 
 
 def _files_before(path: Path) -> list[str]:

@@ -6,15 +6,19 @@ on, head file and all. Who wants to be sure of that keeps a hash elsewhere and g
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from controlplane.auction.ledger_format import GENESIS, DamagedError, Head, LedgerError, Record, read_record
 
-# A writer at work moves the head while the file is read: try again so often before believing what was found.
-TRIES = 4
+# A writer at work may rotate while the files are opened: try again so often so long apart, before
+# believing what was found.
+TRIES, WAIT = 20, 0.01
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,58 @@ def verify(path: str | Path, anchor: str | None = None) -> Verdict:
     LedgerError: the file cannot be read.
     """
     path = Path(path)
-    verdict, before = None, _head_bytes(path)
+    before = _state(path)
     for _ in range(TRIES):
-        verdict = _Walk(path, before, anchor).verdict()
-        now = _head_bytes(path)
-        if verdict.ok or now == before:
-            return verdict
+        found: Verdict | LedgerError
+        with contextlib.ExitStack() as stack:
+            try:
+                found = _Walk(_present(path, before[0]), before[0], anchor, stack).verdict()
+            except LedgerError as error:
+                found = error
+        if isinstance(found, Verdict) and found.ok:
+            break
+        time.sleep(WAIT)
+        now = _state(path)
+        if now == before:
+            break
         before = now
-    assert verdict is not None
-    return verdict
+    if isinstance(found, LedgerError):
+        raise found
+    return found
+
+
+def _state(path: Path) -> tuple[bytes | None, tuple[int, int] | None]:
+    """Return what a writer at work moves: the head, and the file's identity and size."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return _head_bytes(path), None
+    return _head_bytes(path), (stat.st_ino, stat.st_size)
+
+
+def _present(path: Path, head: bytes | None) -> Path:
+    """Return the file that the head speaks of: while nothing stands in a new one, that is the one rotated last."""
+    try:
+        with path.open("rb") as file:
+            begun = file.readline().endswith(b"\n")
+    except FileNotFoundError:
+        begun = False
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror or error}") from error
+    older = rotated(path) if head is not None and not begun else []
+    return older[-1] if older else path
+
+
+def rotated(path: Path) -> list[Path]:
+    """Return the files rotated away from this one, oldest first."""
+    pattern = re.compile(re.escape(path.name) + r"\.[1-9][0-9]*")
+    found = [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
+    return sorted(found, key=lambda file: number_of(path, file))
+
+
+def number_of(path: Path, file: Path) -> int:
+    """Return the number under which a file was rotated away from path."""
+    return int(file.name[len(path.name) + 1 :])
 
 
 def head_path(path: Path) -> Path:
@@ -78,19 +125,13 @@ def _head_bytes(path: Path) -> bytes | None:
         raise LedgerError(f"{head_path(path)}: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield line numbers and lines; the last may lack its newline."""
-    try:
-        with path.open("rb") as file:
-            yield from enumerate(file, 1)
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror or error}") from error
-
-
 class _Walk:
-    """One pass over the files of a chain, oldest first."""
+    """One pass over the files of a chain, oldest first. All are open before the first is read, and stay what they
+    were then, whatever a writer renames or removes meanwhile."""
 
-    def __init__(self, path: Path, head: bytes | None, anchor: str | None) -> None:
+    def __init__(self, path: Path, head: bytes | None, anchor: str | None, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._open: dict[Path, BinaryIO] = {}
         self.path, self.head_bytes, self.anchor = path, head, anchor
         self.records = 0
         self.next: int | None = None  # index that comes next; None before the first record
@@ -119,6 +160,16 @@ class _Walk:
             )  # fmt: skip
         return Verdict(True, self.records, self.hash, notes=tuple(self.notes), kinds=self.kinds)
 
+    def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        """Yield line numbers and lines; the last may lack its newline."""
+        try:
+            if path not in self._open:
+                self._open[path] = self._stack.enter_context(path.open("rb"))
+            self._open[path].seek(0)
+            yield from enumerate(self._open[path], 1)
+        except OSError as error:
+            raise LedgerError(f"{path}: {error.strerror or error}") from error
+
     def _head(self) -> Head | None:
         if self.head_bytes is None:
             return None
@@ -130,7 +181,7 @@ class _Walk:
 
     def _older(self) -> list[Path]:
         """Return the files that the ledger names as its earlier parts."""
-        _, line = next(_lines(self.path), (0, b""))
+        _, line = next(self._lines(self.path), (0, b""))
         try:
             first = read_record(line)
         except DamagedError:
@@ -146,13 +197,17 @@ class _Walk:
             while older and not older[0].exists():
                 self.notes.append(f"{older.pop(0).name}, an earlier part, is not there any more")
         for file in older:
-            if not file.exists():
-                raise _Fault(0, 0, f"{file.name}, an earlier part of the ledger, is missing")
+            try:
+                self._open[file] = self._stack.enter_context(file.open("rb"))
+            except FileNotFoundError:
+                raise _Fault(0, 0, f"{file.name}, an earlier part of the ledger, is missing") from None
+            except OSError as error:
+                raise LedgerError(f"{file}: {error.strerror or error}") from error
         return older
 
     def _read(self, file: Path, head: Head | None) -> None:
         end = 0
-        for number, line in _lines(file):
+        for number, line in self._lines(file):
             if not line.endswith(b"\n"):
                 if file != self.path:
                     raise _Fault(self.next or 0, number, "the line was cut")
@@ -184,7 +239,7 @@ class _Walk:
             if expected:
                 self.notes.append(f"records 0 to {expected - 1} were rotated away")
         if record.index != expected:
-            raise _Fault(expected, number, _misplaced(file, number, record.index, expected))
+            raise _Fault(expected, number, self._misplaced(file, number, record.index, expected))
         if record.previous != self.hash:
             blamed = self._blamed(file, number, record, head)
             raise _Fault(
@@ -205,7 +260,7 @@ class _Walk:
         """Return which of two records that do not follow was altered: not the one that what comes after vouches for."""
         if number == 1:
             return record.index
-        for later, line in _lines(file):
+        for later, line in self._lines(file):
             if later == number + 1:
                 try:
                     vouched = read_record(line).previous == record.hash
@@ -234,17 +289,16 @@ class _Walk:
         if self.partial:
             self.notes.append(f"a half-written last line of {self.partial} bytes: a writer is at work, or was killed")
 
-
-def _misplaced(file: Path, number: int, found: int, expected: int) -> str:
-    """Say what became of the expected record when another stands in its place."""
-    if found < expected:
-        return f"record {found} stands where record {expected} is expected: it was inserted or repeated"
-    for later, line in _lines(file):
-        if later > number:
-            try:
-                if read_record(line).index == expected:
-                    return f"record {expected} was moved: record {found} stands in its place"
-            except DamagedError:
-                continue
-    which = f"record {expected} was" if found == expected + 1 else f"records {expected} to {found - 1} were"
-    return f"{which} removed: record {found} stands in its place"
+    def _misplaced(self, file: Path, number: int, found: int, expected: int) -> str:
+        """Say what became of the expected record when another stands in its place."""
+        if found < expected:
+            return f"record {found} stands where record {expected} is expected: it was inserted or repeated"
+        for later, line in self._lines(file):
+            if later > number:
+                try:
+                    if read_record(line).index == expected:
+                        return f"record {expected} was moved: record {found} stands in its place"
+                except DamagedError:
+                    continue
+        which = f"record {expected} was" if found == expected + 1 else f"records {expected} to {found - 1} were"
+        return f"{which} removed: record {found} stands in its place"

@@ -1,16 +1,12 @@
-"""The ledger: any change to a file is found and said, crashes are repaired on record, a full disk disturbs nobody."""
+"""The ledger: any change to a file is found and said, crashes are repaired on record."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import resource
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +49,22 @@ def reseal(line: bytes, **changes: Any) -> bytes:
 def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("ledger") / "l.jsonl"
     return path, write(path)
+
+
+def _copy(closed: tuple[Path, bytes], to: Path) -> Path:
+    path = to / "copy"
+    path.write_bytes(closed[1])
+    head(path).write_bytes(head(closed[0]).read_bytes())
+    return path
+
+
+def _rewrite_from(path: Path, index: int) -> None:
+    """Alter a record and give it and all after it new hashes."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[index] = reseal(lines[index], reserve=99)
+    for i in range(index + 1, len(lines)):
+        lines[i] = reseal(lines[i], previous=json.loads(lines[i - 1])["hash"])
+    path.write_bytes(b"".join(lines))
 
 
 # --- the format -------------------------------------------------------------------------------------------------------
@@ -123,17 +135,6 @@ def test_without_a_path_nothing_is_kept() -> None:
     with Ledger(None) as ledger:
         assert [ledger.append("x", value=object()), ledger.append("y")] == [0, 1]
         ledger.flush()
-
-
-def test_it_takes_fifty_thousand_records_a_second(tmp_path: Path) -> None:
-    best = 0.0
-    with Ledger(tmp_path / "l") as ledger:
-        for _ in range(5):
-            begun = time.process_time()
-            for i in range(5000):
-                ledger.append("auction", round=i, server="web-3", bid=12.5, price=13.25, sla="gold")
-            best = max(best, 5000 / (time.process_time() - begun))
-    assert best > 50_000
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
@@ -387,180 +388,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_verifies_and_goes_on
             assert writer.stdout is not None
             writer.stdout.readline()
             time.sleep(float(rng.uniform(0.0, 0.1)))
-            if path.exists():  # between two files it may be away for a moment
-                with contextlib.suppress(LedgerError):
-                    assert verify(path).ok
-            writer.send_signal(signal.SIGKILL)
+            try:
+                assert verify(path).ok
+            finally:
+                writer.kill()
+        assert verify(path).ok
     with Ledger(path, max_bytes=20_000, keep=3):
         pass
     verdict = verify(path)
     assert verdict.ok, str(verdict)
     assert len(list(tmp_path.glob("l.[0-9]*"))) <= 4
-
-
-# --- rotation ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def rotated(tmp_path: Path) -> Path:
-    path = tmp_path / "l"
-    with Ledger(path, max_bytes=4096, keep=2) as ledger:
-        for i in range(120):
-            ledger.append("round", round=i)
-            ledger.flush()
-    return path
-
-
-def test_rotated_files_chain_on_and_the_oldest_are_dropped(rotated: Path) -> None:
-    files = sorted(file.name for file in rotated.parent.iterdir())
-    assert len(files) == 4  # two older, the present one, its head
-    assert all(file.stat().st_size < 4096 + 600 for file in rotated.parent.iterdir())
-    verdict = verify(rotated)
-    assert verdict.ok
-    assert "were rotated away" in verdict.notes[0]
-    for older in rotated.parent.glob("l.[0-9]*"):
-        assert verify(older).ok
-
-
-def test_a_change_to_an_older_file_is_found(rotated: Path) -> None:
-    older = sorted(rotated.parent.glob("l.[0-9]*"))
-    data = older[1].read_bytes()
-    lines = data.splitlines(keepends=True)
-    for changed in (data[:-1], data[:-300], data.replace(b"round", b"rOund", 1), b"".join(lines[1:]), b""):
-        older[1].write_bytes(changed)
-        verdict = verify(rotated)
-        assert not verdict.ok
-        assert str(older[1]) in verdict.file or str(rotated) in verdict.file
-    older[1].unlink()
-    assert "is missing" in verify(rotated).why
-
-
-def test_a_rotated_ledger_is_continued(rotated: Path) -> None:
-    with Ledger(rotated, max_bytes=4096, keep=2) as ledger:
-        for i in range(60):
-            ledger.append("more", i=i)
-            ledger.flush()
-    assert verify(rotated).ok
-    assert len(list(rotated.parent.glob("l.[0-9]*"))) == 2
-
-
-def test_killed_between_two_files_it_goes_on_in_the_second(rotated: Path) -> None:
-    # As after the rename: the present file is the youngest of the older ones, and there is none of its name.
-    with Ledger(rotated, clock=lambda: 0.0) as ledger:
-        before = ledger.records
-    older = max(int(file.suffix[1:]) for file in rotated.parent.glob("l.[0-9]*"))
-    rotated.rename(rotated.with_name(f"l.{older + 1}"))
-    with Ledger(rotated, max_bytes=4096, keep=3) as ledger:
-        ledger.append("again")
-        assert ledger.records > before
-    verdict = verify(rotated)
-    assert verdict.ok
-    assert verdict.kinds["again"] == 1
-
-
-def test_files_of_an_earlier_chain_are_left_alone(rotated: Path) -> None:
-    older = set(rotated.parent.glob("l.[0-9]*"))
-    rotated.unlink()
-    head(rotated).unlink()
-    with Ledger(rotated, max_bytes=4096, keep=1) as ledger:
-        for i in range(120):
-            ledger.append("new", i=i)
-            ledger.flush()
-    assert verify(rotated).ok
-    assert older < set(rotated.parent.glob("l.[0-9]*"))
-
-
-# --- a full disk ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """As a full disk, for this process: a write beyond it fails, part of it done."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_on_a_full_disk_records_are_dropped_and_counted_and_said(tmp_path: Path) -> None:
-    path = tmp_path / "l"
-    ledger = Ledger(path, lossy=True)
-    with files_no_larger_than(2000):
-        for i in range(30):
-            ledger.append("round", round=i)
-            ledger.flush()
-    written = [r.fields["round"] for r in records(path) if r.kind == "round"]
-    assert written == list(range(len(written)))
-    assert ledger.dropped == 30 - len(written) > 0
-    assert "large" in ledger.error
-    assert verify(path).ok
-    ledger.append("round", round=30)
-    ledger.close()
-    assert verify(path).ok
-    last = list(records(path))[-3:]
-    assert [r.kind for r in last] == ["dropped", "round", "close"]
-    assert last[0].fields["records"] == ledger.dropped
-
-
-def test_a_disk_that_fills_up_while_rotating_disturbs_nobody(tmp_path: Path) -> None:
-    path = tmp_path / "l"
-    ledger = Ledger(path, lossy=True, max_bytes=4096, keep=2)
-    offered = 0
-    for size in (*range(3800, 5200, 60), 100, 10**7, 300, 10**7):
-        with files_no_larger_than(size):
-            for _ in range(5):
-                ledger.append("round", round=offered)
-                ledger.flush()
-                offered += 1
-        assert verify(path).ok, str(verify(path))
-    ledger.close()
-    assert verify(path).ok
-    kept = [r for file in [*path.parent.glob("l.[0-9]*"), path] for r in records(file)]
-    assert sum(r.fields["records"] for r in kept if r.kind == "dropped") <= ledger.dropped < offered
-
-
-def test_without_lossy_a_full_disk_raises_and_the_chain_stays_whole(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "l")
-    ledger.append("x", text="y" * 3000)
-    with files_no_larger_than(1500), pytest.raises(OSError, match="large"):
-        ledger.flush()
-    ledger.close()
-    assert verify(tmp_path / "l").kinds == {"open": 1, "dropped": 1, "close": 1}
-
-
-def test_a_lossy_ledger_drops_what_it_cannot_write(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "l", lossy=True) as ledger:
-        assert ledger.append("x", value=object()) == -1
-        assert ledger.dropped == 1
-    assert verify(tmp_path / "l").kinds == {"open": 1, "dropped": 1, "close": 1}
-
-
-def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="No such file"):
-        Ledger(tmp_path / "no" / "l")
-
-
-@pytest.mark.parametrize("options", [{"max_bytes": 10}, {"keep": -1}])
-def test_options_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        Ledger(tmp_path / "l", **options)
-
-
-def _copy(closed: tuple[Path, bytes], to: Path) -> Path:
-    path = to / "copy"
-    path.write_bytes(closed[1])
-    head(path).write_bytes(head(closed[0]).read_bytes())
-    return path
-
-
-def _rewrite_from(path: Path, index: int) -> None:
-    """Alter a record and give it and all after it new hashes."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    lines[index] = reseal(lines[index], reserve=99)
-    for i in range(index + 1, len(lines)):
-        lines[i] = reseal(lines[i], previous=json.loads(lines[i - 1])["hash"])
-    path.write_bytes(b"".join(lines))

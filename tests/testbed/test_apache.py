@@ -187,15 +187,17 @@ class TestPages:
 @needs_apache
 class TestTruth:
     def test_busy_workers_are_counted_while_they_work_and_the_queue_when_they_do_not_suffice(self, prefork: Running):
-        threads = [threading.Thread(target=prefork.get, args=("/?d=400",)) for _ in range(2)]
+        threads = [threading.Thread(target=prefork.get, args=("/?d=1500",)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
-        while prefork.status()["busy"] != 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert prefork.status()["busy"] == 2
-        for thread in threads:
-            thread.join()
+        try:
+            deadline = time.monotonic() + 10
+            while (busy := prefork.status()["busy"]) != 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            for thread in threads:
+                thread.join()
+        assert busy == 2
         # Five that say nothing hold all four workers, and the fifth waits in the kernel.
         held = [socket.create_connection(("127.0.0.1", prefork.server.port)) for _ in range(5)]
         try:
