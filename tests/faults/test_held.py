@@ -75,3 +75,32 @@ def test_a_server_that_dies_while_flows_are_held_holds_nobody(tmp_path):
             load.run_for(30)
         load.assert_nothing_lost()
         assert running.service["queued"] == 0
+
+
+def test_operators_change_servers_and_policies_while_flows_are_held(tmp_path):
+    with (
+        Farm.of_speeds([8, 1, 1, 1], workers=1, demand="exponential:20") as farm,
+        Running(tmp_path, farm.addresses, reserve="learned", sla=SLA) as running,
+    ):
+        names = [server["name"] for server in running.service["servers"]]
+        with Load(running.port, connections=6) as load, Load(running.port, connections=2, path="/gold") as gold:
+            wait_until(lambda: running.service["classes"]["silver"]["waited"] > 0, 20)
+            policy, server = "services/web/policy", "services/web/servers/{}"
+            for method, path, body in (
+                ("PATCH", server.format(names[0]), {"state": "drain"}),
+                ("POST", policy, {"name": "lsq"}),
+                ("PATCH", server.format(names[0]), {"state": "ready"}),
+                ("PATCH", server.format(names[1]), {"state": "maint"}),
+                ("POST", policy, {"name": "auction"}),
+                ("PATCH", server.format(names[1]), {"state": "ready"}),
+                ("POST", policy + "/rollback", None),
+                ("POST", policy, {"name": "adaptive"}),
+                ("PATCH", server.format(names[2]), {"weight": 0}),
+            ):
+                running.change(method, path, body)
+                load.run_for(20)
+            before = running.service["totals"]["held"]
+            wait_until(lambda: running.service["totals"]["held"] > before, 20)
+        load.assert_nothing_lost()
+        gold.assert_nothing_lost()
+        assert running.service["in_flight"] == running.service["queued"] == 0
