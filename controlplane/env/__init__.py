@@ -9,7 +9,7 @@
 `gymnasium.make("controlplane.env:LoadBalance-v0")` imports and makes in one. docs/environments.md explains them.
 
     load_balance   LoadBalance: one balancer                 core        what the three share
-    vector         LoadBalanceVector: many, one C call       actions     what an action means (weights: its limits)
+    vector         LoadBalanceVector: many, one C call       actions     what an action means
     parallel       LoadBalanceParallel: one agent a balancer base        the policy underneath
     objective      rewards, shaping, constraints             simulated   the simulator as a source of steps
     rewards        their formulae                            live        a running balancer as a source of steps
@@ -30,8 +30,8 @@ from controlplane.env.core import Settings
 from controlplane.env.load_balance import LoadBalance
 from controlplane.env.objective import Constraint, Reward
 from controlplane.env.vector import LoadBalanceVector
-from controlplane.env.weights import WeightLimits
 from controlplane.env.worlds import default_world, random_worlds
+from controlplane.weights import WeightLimits
 
 if TYPE_CHECKING:
     from controlplane.env.parallel import LoadBalanceParallel

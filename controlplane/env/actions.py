@@ -21,7 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from controlplane.env.orders import Orders
-from controlplane.env.weights import WeightLimits
+from controlplane.weights import WeightLimits
 from dataplane._dataplane import lib
 
 Floats = NDArray[np.float64]

@@ -20,9 +20,9 @@ from controlplane.env.live import LiveSource
 from controlplane.env.objective import Constraint, Reward, Score, Scorer
 from controlplane.env.reading import TRUTHS, Reading
 from controlplane.env.simulated import SimulatedSource, WorldMaker
-from controlplane.env.weights import WeightLimits
 from controlplane.env.worlds import default_world
 from controlplane.policy import Policy
+from controlplane.weights import WeightLimits
 from dataplane.simulator import World
 from shm_layout.features import FEATURES
 
@@ -152,6 +152,7 @@ class Core:
             self.source.close()
             raise
         self.reading: Reading | None = None
+        self._prepared = False
 
     # --- spaces -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Core:
         self.source.orders.correction[rows] = 0.0
         self.source.orders.mode[rows] = 0
         reading = self.source.reset(generators)
-        self.reading = reading
+        self.reading, self._prepared = reading, False
         self.kind.reset(rows, reading.active)
         if self._needs_base:
             self.base.begin((int(row) for row in rows), reading.settings_version)
@@ -210,14 +211,24 @@ class Core:
             acting, actions = self.acting[chosen], actions[chosen]
         if not self.is_watching:
             self.kind.order(actions, acting, before.active[acting], self.source.orders)
-        if self._needs_base:
+        if self._needs_base and not self._prepared:
             self.base.prepare(running, before.settings_version)
+        self._prepared = False
         reading = self.reading = self.source.step(replicas)
         seconds = self.source.seconds(reading)
         terminated = reading.finished.copy()
         truncated = ~terminated & (seconds >= self._duration - 1e-9)
         score = self.scorer.score(reading, np.repeat(terminated, self.balancers))
         return Step(reading, score, terminated, truncated, seconds)
+
+    def prepare(self) -> None:
+        """Bring the base policy's curves up to date now, for one that looks at them before it acts; the step that
+        follows does not do so again. All rows: for those who step all replicas."""
+        if self.reading is None:
+            raise RuntimeError("reset() comes before prepare()")
+        if self._needs_base and not self._prepared:
+            self.base.prepare(np.arange(self.rows), self.reading.settings_version)
+            self._prepared = True
 
     @property
     def policy(self) -> str:

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from controlplane.env.actions import KINDS, Bounds, make_action
 from controlplane.env.orders import Orders
-from controlplane.env.weights import WeightLimits
 from controlplane.policy import CURVE_N
+from controlplane.weights import WeightLimits
 from dataplane._dataplane import ffi, lib
 from shm_layout.layout import CURVE_POINTS
 

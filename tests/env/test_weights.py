@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from controlplane.env.weights import WeightLimits, project
+from controlplane.weights import WeightLimits, project
 
 WEIGHTS = arrays(np.float64, (2, 5), elements=st.floats(-3, 20))
 ACTIVE = arrays(np.bool_, (2, 5))
