@@ -1,14 +1,14 @@
 """Constraints by Lagrange multipliers that are learned from violations, for any agent.
 
 max E[r] subject to E[c_j] ≤ d_j becomes  min_{λ ≥ 0} max_π E[r − Σ_j λ_j (c_j − d_j)]:  the agent maximises
-r − Σ λ_j c_j, while each multiplier climbs along its violation (dual ascent; Altman, "Constrained Markov Decision Processes", 1999,
-ch. 4; Tessler, Mankowitz and Mannor, "Reward Constrained Policy Optimization", ICLR 2019, eq. 8):
+r − Σ λ_j c_j, while each multiplier climbs along its violation (dual ascent; Altman, "Constrained Markov Decision
+Processes", 1999, ch. 4; Tessler, Mankowitz and Mannor, "Reward Constrained Policy Optimization", ICLR 2019, eq. 8):
 
     λ_j ← clip(λ_j + rate · (c̄_j − d_j), 0, most)
 
 c̄_j is the mean over the rows of a vector step. Multipliers are in units of the reward that is maximised (the
-normalised one) for each unit of cost. An environment's costs are violations already (max(0, greatest − limit)), so d = 0 asks for none,
-and a multiplier that is at its limit tells that the constraint cannot be met.
+normalised one) for each unit of cost. An environment's costs are violations already (max(0, greatest − limit)), so
+d = 0 asks for none, and a multiplier that stays at `most` tells that the constraint cannot be met.
 """
 
 from __future__ import annotations
