@@ -26,6 +26,10 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "lsq": ("lsq:LeastConnections", "least connections: the server with the fewest flows in flight"),
     "sed": ("sed:ShortestExpectedDelay", "shortest expected delay: (n + 1) / weight"),
     "gsed": ("gsed:GeneralisedShortestExpectedDelay", "(K·n + c) / weight; c = 0.5, K = number of balancers"),
+    "gsed_estimated": (
+        "gsed_estimated:GeneralisedShortestExpectedDelayEstimated",
+        "gsed with rates estimated from completions; decay = 0.98, c = 0.5, K = number of balancers",
+    ),
     "p2c": ("p2c:PowerOfTwo", "least connections of two servers drawn at random"),
     "peak_ewma": ("peak_ewma:PeakEwma", "Finagle's latency-weighted load, decayed from its peaks, over all servers"),
     "wrr": ("wrr:WeightedRoundRobin", "smooth weighted round robin"),
