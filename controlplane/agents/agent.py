@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from controlplane.agents.batch import Transition, tensors
+from controlplane.agents.batch import Sequences, Transition, tensors
 from controlplane.agents.lagrange import Multipliers
 from controlplane.agents.networks import RowNetwork
 from controlplane.learned.encoding import Inputs
@@ -50,6 +50,7 @@ class AgentConfig:
     max_grad_norm: float = 10.0  # gradients are scaled down to it
     steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
+    memory: bool = True  # False: the state is initial at each step, for what needs no memory (exact.py)
     cost_limit: float = 0.0  # mean cost that each constraint may have
     multiplier_rate: float = 0.01  # by how much a multiplier rises a step for each unit above the limit; 0: never
     multiplier_max: float = 100.0
@@ -91,7 +92,7 @@ class Agent(ABC):
         with torch.no_grad():
             rows, whole, after = self.actor()(*tensors(inputs), torch.from_numpy(hidden))
         numbers_rows, numbers_whole = self.choose(rows.numpy(), whole.numpy(), inputs.active, explore)
-        return numbers_rows, numbers_whole, after.numpy()
+        return numbers_rows, numbers_whole, after.numpy() if self.config.memory else hidden
 
     def choose(
         self, rows: NDArray[np.float32], whole: NDArray[np.float32], active: NDArray[np.bool_], explore: bool
@@ -140,6 +141,10 @@ class Agent(ABC):
         if cost.shape[-1]:
             reward = reward - cost @ torch.as_tensor(self.multipliers.values, dtype=cost.dtype)
         return reward
+
+    def borders(self, batch: Sequences) -> Tensor:
+        """Return at which steps of a batch the state is initial, (B, T): where episodes begin, or everywhere."""
+        return batch.fresh if self.config.memory else torch.ones_like(batch.fresh)
 
     def step(self, loss: Tensor) -> float:
         """Descend along a loss and return the gradients' norm before it was cut."""

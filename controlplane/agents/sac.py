@@ -179,7 +179,7 @@ class SoftActorCritic(ReplayAgent):
     def losses(self, batch: Sequences) -> dict[str, Tensor]:
         """Return J_Q, J_π, J_α and the mean entropy, over the steps of a batch that may be learned from."""
         b, valid = batch.burn_in, batch.valid[:, batch.burn_in :]
-        given = batch.rows, batch.whole, batch.active, batch.hidden, batch.fresh, b
+        given = batch.rows, batch.whole, batch.active, batch.hidden, self.borders(batch), b
         states = self.policy.states(*given)
         active, state = batch.active[:, b:-1], states[:, b:-1]
         numbers = batch.numbers_rows[:, b:-1], batch.numbers_whole[:, b:-1]
