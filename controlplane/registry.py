@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "awcmp": ("awcmp:ActiveWeightedRandom", "weighted random, weights inverse to the observed load (active WCMP)"),
     "maglev": ("maglev:Maglev", "weighted consistent hashing of the client (Maglev)"),
     "auction": ("auction:Auction", "the classic auction: load-dependent bids with learned sensitivities"),
+    "learned": ("learned:Learned", "a trained network's correction of a base policy, from a policy file"),
 }
+
+# Policies that come as files, and what a file's name may end in or begin with.
+SHIPPED = Path(__file__).resolve().parent / "policies" / "shipped"
+SUFFIX, PREFIX = ".safetensors", "shipped:"
 
 # What others call them.
 ALIASES: dict[str, str] = {
@@ -67,6 +73,20 @@ class UnknownPolicyError(ValueError):
 def canonical(name: str) -> str:
     """Return the policy's own name for any of its names."""
     return ALIASES.get(name, name)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the policy files that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob(f"*{SUFFIX}"))}
+
+
+def spec_of(name: str) -> dict[str, Any]:
+    """Return what a name stands for: a policy file, also one that comes with the package, is `learned` with it."""
+    if name.endswith(SUFFIX) or name.startswith(PREFIX):
+        return {"name": "learned", "file": name}
+    if canonical(name) not in BUILT_IN and name in shipped():
+        return {"name": "learned", "file": PREFIX + name}
+    return {"name": name}
 
 
 def third_party() -> dict[str, EntryPoint]:
@@ -113,6 +133,8 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
     name = spec.get("name")
     if not isinstance(name, str):
         raise UnknownPolicyError("policy: a name is needed")
+    spec = {**spec, **spec_of(name)}
+    name = spec["name"]
     _check_ledger(spec)
     arguments = {key: value for key, value in spec.items() if key not in CONTROLLER_OPTIONS}
     try:

@@ -31,7 +31,6 @@ from controlplane.learned.network import shapes
 
 __all__ = ["Manifest", "PolicyFileError", "Range", "Ranges", "Training", "dump", "parse", "read", "write"]
 
-SUFFIX: Final = ".safetensors"
 # Greatest sizes that are looked at: a network of 512 hidden units has 8 MB.
 FILE_MAX, HEADER_MAX, TENSORS_MAX = 16 << 20, 1 << 20, 64
 # Greatest weight: greater ones overflow the arithmetic and come from no training.

@@ -13,6 +13,7 @@ from controlplane.directive import check, to_data
 from controlplane.policy import CURVE_N, Observation, Policy, Profile
 from shm_layout.layout import HISTOGRAM_BUCKETS, OUTCOMES
 from shm_layout.payload import check_directive
+from tests.learned.files import make
 from tests.policies.observations import observation, profile
 
 NAMES = sorted(registry.BUILT_IN)
@@ -29,21 +30,21 @@ def decides_validly(policy: Policy, o: Observation) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("servers", [0, 1, 2, 64, 4096])
 def test_any_number_of_servers(name, servers):
-    policy = registry.create(name)
+    policy = make(name)
     decides_validly(policy, observation(servers))
     decides_validly(policy, observation(servers, now=100.2))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_servers_down_and_free_slots(name):
-    policy = registry.create(name)
+    policy = make(name)
     ids = np.array([1, 0, 3], dtype=np.uint64)
     decides_validly(policy, observation(3, ids=ids, active=np.zeros(3, dtype=bool), weight=np.zeros(3)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_servers_come_and_go_and_counters_begin_anew(name):
-    policy = registry.create(name)
+    policy = make(name)
     busy = np.full((4, len(CURVE_N)), 7.0)
     decides_validly(policy, observation(4, flows=np.full(4, 900.0), profile=Profile(busy, busy, busy, busy)))
     decides_validly(policy, observation(4, now=101.0))
@@ -90,7 +91,7 @@ def garbage(draw: st.DrawFn, now: float) -> Observation:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_garbage_in_the_counters_is_survived(name, data):
-    policy = registry.create(name)
+    policy = make(name)
     for now in (10.0, 10.2, 9.0, 50.0):
         decides_validly(policy, data.draw(garbage(now)))
 

@@ -9,11 +9,12 @@ import pytest
 
 from controlplane import registry
 from controlplane.policy import Policy
+from tests.learned.files import make
 
 
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
 def test_every_policy_is_made_under_its_own_name(name):
-    policy = registry.create(name)
+    policy = make(name)
     assert isinstance(policy, Policy)
     assert policy.name == name
 
