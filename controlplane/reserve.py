@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from controlplane.estimator import Fit
 from controlplane.learner import Learner
+from controlplane.overtaking import SHARING_FROM, SHARING_UNTIL, Overtaking
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation, Profile
-from shm_layout.layout import CURVE_EXACT, FLOW_RECORD
+from controlplane.speeds import Speeds
+from shm_layout.layout import CURVE_EXACT
 
 # Rates that are closer than this are one class, as long as there are no more classes than this.
 CLASS_RATIO, CLASSES_MAX = 1.03, 40
@@ -43,10 +45,6 @@ PREFETCH, EXPLORE = 1.5, 0.5
 SLA_RESERVE = (0.5, 1.0, 0.5)
 # Bid of a server that is to have no more, in times of the reserve's greatest value.
 TOO_DEAR = 1e4
-# Chances of overtaking that tell something, and over which the past fades.
-CHANCES_LEAST, CHANCES_KEPT = 4.0, 60.0
-# Flows hold back until so many of the chances were taken, and again below the second.
-SHARING_FROM, SHARING_UNTIL = 0.6, 0.4
 # Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late.
 WAY_MOST = 0.06
 # Completions on either side that make a ratio of rates.
@@ -54,8 +52,6 @@ CLEAR = 32.0
 # Squared coefficient of variation of times at the servers below which demands are much alike: shared cores then keep
 # the order of their flows too. Flows over which its moments are taken, a server.
 ALIKE, ALIKE_FLOWS = 0.5, 500.0
-# Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
-RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 64, 0.97
 
 
 def classes_of(mu: Floats) -> NDArray[np.intp]:
@@ -164,65 +160,11 @@ def at_work(profile: Profile, k: Floats) -> Floats:
     return np.where(told, np.clip(ratio, 1.0, k), k)
 
 
-class Overtaking:
-    """Whether servers keep the order of their flows, from the flow records: late binding is for those that do.
-
-    On a server that works on K flows at once and queues the rest, no flow leaves before K or more that came earlier
-    are done; where all share the cores, a flow that found n is the first to leave, or the second …, with equal
-    chances for an exponential demand. So E counts the chances of overtaking K, V those taken. Sharing with
-    demands that vary little keeps the order as well, and gains from late binding as well.
-    """
-
-    def __init__(self) -> None:
-        self.chances = self.taken = 0.0
-        self._past = np.empty(0, dtype=FLOW_RECORD)
-
-    @property
-    def share(self) -> float:
-        """V/E, about 1 for exponential demand on shared cores; 0 where nothing was seen."""
-        return self.taken / self.chances if self.chances > 0.0 else 0.0
-
-    @property
-    def judged(self) -> bool:
-        return self.chances >= CHANCES_LEAST
-
-    def update(self, records: NDArray[np.void], closed: float, ids: Ids, limit: Floats) -> None:
-        """Take in the records of an interval in which so many flows were closed."""
-        if len(records) < RECORDS_WHOLE * closed - 4.0:
-            self._past = self._past[:0]  # some are lost: who overtook whom cannot be told
-            return
-        records = records[records["server"] < len(ids)]
-        records = records[records["server_id"] == ids[records["server"]]]
-        if len(records) == 0:
-            return
-        both = np.concatenate([self._past, records])
-        both = both[np.argsort(both["closed_ns"], kind="stable")][-RECORDS_KEPT:]
-        start = int(both["closed_ns"][0]) if len(self._past) else int(records["dispatched_ns"].min())
-        self._past = both
-        bound = limit[records["server"]]
-        may = (records["found"] >= bound) & (records["dispatched_ns"] >= start) & (records["outcome"] <= 1)
-        candidates = records[may]
-        if len(candidates) == 0:
-            return
-        candidates = candidates[:: -(-len(candidates) // CANDIDATES)]
-        chances = taken = 0.0
-        closed_ns, dispatched_ns, server = both["closed_ns"], both["dispatched_ns"], both["server"]
-        for r in candidates:
-            begin, end = np.searchsorted(closed_ns, [r["dispatched_ns"], r["closed_ns"]], side="right")
-            left = (dispatched_ns[begin:end] < r["dispatched_ns"]) & (server[begin:end] == r["server"])
-            found, most = float(r["found"]), float(limit[r["server"]])
-            taken += found - float(left.sum()) >= most
-            chances += (found - most + 1.0) / (found + 1.0)
-        keep = np.exp(-chances / CHANCES_KEPT)
-        self.chances = self.chances * keep + chances
-        self.taken = self.taken * keep + taken
-
-
 class LateBinding:
     """The learned reserve of one service: call `decide` with every fit."""
 
     def __init__(self) -> None:
-        self.overtaking = Overtaking()
+        self.overtaking, self.speeds = Overtaking(), Speeds()
         self._closed: float | None = None
         self._limit: Floats = np.zeros(0)
         self.sharing = False
@@ -236,25 +178,37 @@ class LateBinding:
         self._watch(o)
         may = o.active & (failing < 1.0)
         k = np.minimum(fit.k, np.maximum(o.maxconn, 1.0))
+        full = fit.full
         if self._variation() < ALIKE:
             k = at_work(learner.profile, k)
+        elif len(self.overtaking.proven) == len(k):
+            k, full = self._at_least(k, full)
         most = np.maximum(o.maxconn, 1.0)
         limit = np.minimum(limits(k), most)
         # Not seen full: one flow more than was tried, so that a limit that was set too low is found out.
-        tried = np.where(fit.full, 0.0, np.minimum(fit.tried, most))
+        tried = np.where(full, 0.0, np.minimum(np.maximum(fit.tried, limit), most))
         self._limit = limit
         unknown = self._seen and not self._known
         if not may.any() or not (fit.full & may).any() or self.sharing or unknown or o.balancers > 1:
             return None
         if self._way_share(may, fit) > WAY_MOST:
             return None
-        mu = fit.mu * np.maximum(1.0 - failing, 1e-3)
+        mu = np.maximum(1.0 - failing, 1e-3) / self.speeds.refine(fit.s, fit.samples)
         found = bind_late(learner.arrival_rate, mu[may], k[may], limit[may], tried[may])
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
         wanted = np.zeros(n)
         curves[may], wanted[may] = found.curves, found.wanted
         return Binding(curves, found.reserve, wanted, limit)
+
+    def _at_least(self, k: Floats, full: Bools) -> tuple[Floats, Bools]:
+        """Return k, no less than was proven, and whose limit was seen; a server not seen full has as many more."""
+        proven = self.overtaking.proven
+        raised = np.maximum(k, proven)
+        told = full | (proven > 0.0)
+        if told.any():
+            raised = np.where(told, raised, k * np.exp(np.log(raised[told] / k[told]).mean()))
+        return raised, full & (limits(raised) <= limits(k))
 
     def _variation(self) -> float:
         """Return the servers' mean squared coefficient of variation of a flow's time there; 1 where little was seen."""
@@ -278,6 +232,9 @@ class LateBinding:
         new = np.stack([np.bincount(rows, took**power, o.n_servers) for power in range(3)], axis=1)
         moments *= np.exp(-new[:, :1] / ALIKE_FLOWS)
         moments += new
+        self.speeds.match(same)
+        alone = records["found"] < (self._limit[rows] if len(self._limit) == o.n_servers else 1.0)
+        self.speeds.update(rows[alone], took[alone])
         fresh = records[(records["connected_ns"] > records["dispatched_ns"]) & (records["server"] < o.n_servers)]
         if len(fresh):
             seconds = (fresh["connected_ns"] - fresh["dispatched_ns"]) * 1e-9

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controlplane.overtaking import Overtaking
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N, Directive, Observation
-from controlplane.reserve import Overtaking, bind_late, classes_of, limits, thresholds
+from controlplane.reserve import bind_late, classes_of, limits, thresholds
 from dataplane.simulator import (
     BoundedPareto,
     Deterministic,
@@ -231,6 +232,22 @@ def test_overtaking_is_counted_by_hand():
     # Chances: b one of two, c two of three.
     assert (fifo.chances, fifo.taken) == (pytest.approx(1 / 2 + 2 / 3), 0.0)
     assert (shared.chances, shared.taken) == (pytest.approx(1 / 2 + 2 / 3), 1.0)
+
+
+def test_who_leaves_before_two_that_came_earlier_proves_a_second_worker():
+    watch, ids, one = Overtaking(), np.ones(1, dtype=np.uint64), np.ones(1)
+    now = 0.0
+    # First in, first out for long: the cores are not shared. A limit of one worker is what the times tell.
+    for _ in range(30):
+        rows = [(now, now + 3, 0), (now + 1, now + 4, 1), (now + 2, now + 5, 2)]
+        watch.update(records(rows), 3, ids, one)
+        now += 10
+    assert watch.judged
+    assert watch.proven[0] == 1.0
+    # Two flows in a row found two and left before both: the limit of one is raised, by one at a time.
+    rows = [(now + 2, now + 3, 2), (now + 4, now + 5, 2), (now, now + 8, 0), (now + 1, now + 9, 0)]
+    watch.update(records(rows), 4, ids, one)
+    assert watch.proven[0] == pytest.approx(2.0, abs=0.01)
 
 
 def test_lost_records_are_no_evidence():
