@@ -20,6 +20,8 @@ AGENTS: Final[dict[str, str]] = {
     "ssac": "controlplane.agents.sac:SingleSoftActorCritic",
     "dqn": "controlplane.agents.dqn:DeepQNetwork",
     "ppo": "controlplane.agents.ppo:ProximalPolicy",
+    "qmix": "controlplane.agents.qmix:QMix",
+    "vdn": "controlplane.agents.vdn:ValueDecomposition",
 }
 
 

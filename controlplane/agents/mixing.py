@@ -23,7 +23,8 @@ what all balancers see together:
 Departures  The paper has one action an agent and a fixed number of agents, and one output of W1 for each. Here the
             number of utilities changes from farm to farm, so the weights of a utility are made from what the balancer
             sees there, by the same network for all, and a balancer's heads count together as one utility: W1 (and
-            VDN's sum) take the mean over a balancer's heads. With one head per balancer both are the papers' equations.
+            VDN's sum) take the mean ⟨·⟩ over a balancer's heads that the critics of sac.py take. With one head per
+            balancer both are the papers' equations.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ def mix(utilities: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Te
 
 
 def shares(rows: Tensor, whole: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each utility counts, (…, n, HR) and (…, HG): one over the number of its balancer's heads.
+    """Return what each utility counts among its balancer's, (…, n, HR) and (…, HG), which add up to 1.
 
-    rows: (…, n, HR). whole: (…, HG). active: (…, n); heads of servers that are not active count nothing.
+    Each kind of head counts alike, and so does each active server within one. rows: (…, n, HR). whole: (…, HG).
     """
+    kinds = rows.shape[-1] + whole.shape[-1]
     there = active.unsqueeze(-1).expand(rows.shape).to(rows.dtype)
-    number = (there.sum((-1, -2)) + whole.shape[-1]).clamp(min=1.0)
-    return there / number[..., None, None], (1.0 / number).unsqueeze(-1).expand(whole.shape)
+    servers = active.sum(-1).clamp(min=1)[..., None, None]
+    return there / (servers * kinds), torch.full_like(whole, 1.0 / kinds)
 
 
 class SumMixer(nn.Module):
