@@ -135,11 +135,14 @@ class Policy(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_file(cls, value: object) -> object:
+    def _from_file(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            return {"name": value}
+            value = {"name": value}
         if not isinstance(value, dict):
             return value
+        if isinstance(value.get("name"), str):
+            value = {**value, **registry.spec_of(value["name"])}
+            value = registry.absolute(value, (info.context or {}).get("folder", ""))
         own = {key: value[key] for key in ("name", "mode", "enforcing") if key in value}
         return {**own, "options": {key: value[key] for key in value if key not in own}}
 

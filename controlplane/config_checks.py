@@ -1,5 +1,6 @@
 """Checks a document against the models, then what no single key can tell: names that clash, limits that do not fit."""
 
+import os
 import resource
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,7 +30,8 @@ def validate(document: Document, *, instance: str, strict: bool, resolve: Resolv
             cache[host] = resolve(host)
         return cache[host]
 
-    context = {"resolve": resolve_once}
+    # Files that it names are beside it.
+    context = {"resolve": resolve_once, "folder": os.path.dirname(os.path.abspath(document.file))}
     problems = list(document.problems)
     config = None
     try:
@@ -263,7 +265,11 @@ def _policies(config: Config, root: Any) -> Found:
             try:
                 registry.create({"name": policy.name, **policy.options})
             except Exception as error:  # the same: their constructor, our one line
-                yield here, " ".join(str(error).split()) or type(error).__name__
+                at = getattr(error.__cause__, "option", "")
+                yield (
+                    (*here, at) if at in policy.options else here,
+                    " ".join(str(error).split()) or type(error).__name__,
+                )
 
 
 def _not_spelled_out(config: Config, root: Any) -> Found:

@@ -38,7 +38,11 @@ CURVE_MIDDLE: Floats = CURVE_N + np.diff(CURVE_N, append=2 * CURVE_N[-1] - CURVE
 
 
 class PolicyError(ValueError):
-    """A policy that does not exist, or whose options make no sense."""
+    """A policy that does not exist, or whose options make no sense. option: the one at fault, if it is one."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from controlplane.deployment import options as deployment_options
 
 if TYPE_CHECKING:
     from controlplane.policy import Policy
@@ -60,7 +63,7 @@ ALIASES: dict[str, str] = {
 }
 
 # Keys of `policy:` that belong to the controller, not to the policy.
-CONTROLLER_OPTIONS = frozenset({"name", "mode", "enforcing", "guard", "ledger", "ledger_sample"})
+CONTROLLER_OPTIONS = frozenset({"name", "ledger", "ledger_sample"}) | deployment_options.DEPLOYMENT
 
 # Share of the flows whose auctions the ledger has, beside its rounds.
 LEDGER_SAMPLE = 0.001
@@ -87,6 +90,14 @@ def spec_of(name: str) -> dict[str, Any]:
     if canonical(name) not in BUILT_IN and name in shipped():
         return {"name": "learned", "file": PREFIX + name}
     return {"name": name}
+
+
+def absolute(spec: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return a specification whose policy file is named by its absolute path; relative to the folder it is given."""
+    file = spec.get("file")
+    if spec.get("name") != "learned" or not isinstance(file, str) or not file or file.startswith(PREFIX):
+        return dict(spec)
+    return {**spec, "file": os.path.abspath(os.path.join(folder, file))}
 
 
 def third_party() -> dict[str, EntryPoint]:
@@ -136,6 +147,7 @@ def create(spec: str | Mapping[str, Any]) -> Policy:
     spec = {**spec, **spec_of(name)}
     name = spec["name"]
     _check_ledger(spec)
+    deployment_options.check(spec)
     arguments = {key: value for key, value in spec.items() if key not in CONTROLLER_OPTIONS}
     try:
         make = factory(name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 DESCRIPTION = """\
 List policies, show the one in force, set another under traffic, or go back to the one before.
-A policy in shadow decides on the live observations and only logs what it would do."""
+A policy in shadow decides on the live observations and only logs what it would do.
+A learned policy is a file; `show FILE` and `check FILE` tell of it and need no balancer."""
 
 EXAMPLES = """
   vickrey policy list
@@ -17,8 +20,21 @@ EXAMPLES = """
   vickrey policy set p2c --enforcing 10        a tenth of the flows; the others follow the fallback
   vickrey policy set peak_ewma --shadow        decide, do not act
   vickrey policy set mine.yaml                 a file: {name: gsed, c: 0.3}
+  vickrey policy set mine.safetensors          a learned policy: checked here, and again by the controller
+  vickrey policy show mine.safetensors         what it is, on what it was trained, how it was evaluated
+  vickrey policy show mine.safetensors --card  the same as Markdown
+  vickrey policy check mine.safetensors        is it whole, and how long does a decision take?
   vickrey policy rollback
 """
+
+
+SET_WHAT = "a policy's name, a policy file (.safetensors, shipped:NAME), or a YAML file like a `policy:` mapping"
+
+SHOW = """\
+Show the policy in force and what it has learned, or what a policy file says of itself."""
+
+CHECK = """\
+Check a policy file whole, as the controller will, and let it decide for 256 servers; needs no balancer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="all policies", description="List all policies; needs no balancer.")
     add_json(listing)
-    show = actions.add_parser("show", help="the policy in force", description="Show the policy in force.")
+    show = actions.add_parser("show", help="the policy in force, or a policy file", description=SHOW)
+    show.add_argument(
+        "file", metavar="FILE", nargs="?", help="a policy file, or shipped:NAME; default: what is in force"
+    )
+    show.add_argument("--card", action="store_true", help="of a file: its model card, Markdown")
+    check = actions.add_parser("check", help="check a policy file", description=CHECK)
+    check.add_argument("file", metavar="FILE", help="a policy file, or shipped:NAME")
+    add_json(check)
     rollback = actions.add_parser("rollback", help="back to the policy before", description="Go back one policy.")
     change = actions.add_parser("set", help="change the policy", description="Change the policy under traffic.")
-    change.add_argument("policy", metavar="NAME|FILE", help="a policy's name, or a YAML file like a `policy:` mapping")
+    change.add_argument("policy", metavar="NAME|FILE", help=SET_WHAT)
     change.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the policy")
     change.add_argument("--shadow", action="store_true", help="only log what it would do")
     change.add_argument("--enforcing", type=int, metavar="PERCENT", help="share of the flows that follow it, 0 … 100")
@@ -42,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         return _list(args)
+    if args.action == "check":
+        return _check(args)
+    if args.action == "show" and (args.file is not None or args.card):
+        return _show_file(args)
 
     from controlplane.client import Client, the_service
     from controlplane.command import print_json
@@ -67,25 +94,94 @@ def _list(args: argparse.Namespace) -> int:
     from controlplane.command import print_json
     from controlplane.table import print_table
 
-    names = registry.names()
-    aliases: dict[str, list[str]] = {}
-    for alias, name in registry.ALIASES.items():
-        aliases.setdefault(name, []).append(alias)
+    listed: list[dict[str, Any]] = [
+        {"name": name, "description": text, "aliases": []} for name, text in registry.names().items()
+    ]
+    for entry in listed:
+        entry["aliases"] = [alias for alias, name in registry.ALIASES.items() if name == entry["name"]]
+    for name, path in registry.shipped().items():
+        listed.append({"name": registry.PREFIX + name, "description": _describe(path), "aliases": [name]})
     if args.json:
-        print_json([{"name": n, "description": text, "aliases": aliases.get(n, [])} for n, text in names.items()])
+        print_json(listed)
         return 0
-    rows = [[name, ", ".join(aliases.get(name, [])), text] for name, text in names.items()]
+    rows = [[entry["name"], ", ".join(entry["aliases"]), entry["description"]] for entry in listed]
     print_table(["POLICY", "ALSO CALLED", "WHAT IT DOES"], rows)
     return 0
 
 
+def _describe(path: Path) -> str:
+    """Return the line of a policy that comes with the package."""
+    from controlplane.learned.policy_file import PolicyFileError, read
+
+    try:
+        manifest = read(path)[1]
+    except PolicyFileError as error:  # a damaged installation must not hide the others
+        return str(error)
+    return manifest.description.partition("\n")[0] or f"{manifest.agent} on {manifest.base_name}"
+
+
+# --- policy files -----------------------------------------------------------------------------------------------------
+
+
+def _show_file(args: argparse.Namespace) -> int:
+    from controlplane.command import CommandError, print_json
+    from controlplane.learned import card
+    from controlplane.learned.model import find
+    from controlplane.learned.policy_file import PolicyFileError, read
+    from controlplane.table import print_table
+
+    if args.file is None:
+        raise CommandError("--card: of which file?", status=2)
+    try:
+        path = find(args.file)
+        parameters, manifest = read(path)
+    except PolicyFileError as error:
+        raise CommandError(str(error)) from None
+    if args.json:
+        weights = sum(values.size for values in parameters.values())
+        print_json({"file": str(path), "weights": weights, "manifest": manifest.as_json()})
+    elif args.card:
+        print(card.card(path, parameters, manifest), end="")
+    else:
+        print_table(["", ""], card.about(path, parameters, manifest))
+        print()
+        print_table(card.RANGE_COLUMNS, card.range_rows(manifest), "INPUTS IN TRAINING")
+        print()
+        evaluated = list(card.flat(manifest.evaluation)) if manifest.evaluation else [["it was not evaluated", ""]]
+        print_table(["", ""], evaluated, "EVALUATION")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from controlplane.command import CommandError, print_json
+    from controlplane.learned.model import check
+    from controlplane.learned.policy_file import PolicyFileError
+
+    try:
+        found = check(args.file)
+    except PolicyFileError as error:
+        raise CommandError(str(error), details={"file": args.file, "ok": False}) from None
+    if args.json:
+        print_json({"ok": True, **found})
+    else:
+        print(
+            f"{found['file']}: ok: {found['agent']} on {found['base']}, {found['weights']:,} weights, "
+            f"{found['network_ms']:.2f} ms a decision for {found['servers']} servers"
+        )
+    return 0
+
+
+# --- setting ----------------------------------------------------------------------------------------------------------
+
+
 def _spec(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the admin API is sent for `policy set`."""
+    from controlplane import registry
     from controlplane.command import CommandError
 
-    spec: dict[str, Any] = {"name": args.policy}
-    if "/" in args.policy or args.policy.endswith((".yaml", ".yml", ".json")):
-        spec = _from_file(args.policy)
+    spec, folder = registry.spec_of(args.policy), ""
+    if spec["name"] == args.policy and ("/" in args.policy or args.policy.endswith((".yaml", ".yml", ".json"))):
+        spec, folder = _from_file(args.policy), os.path.dirname(args.policy)
     for option in args.options:
         key, equals, text = option.partition("=")
         if not key or not equals or not text:
@@ -97,7 +193,26 @@ def _spec(args: argparse.Namespace) -> dict[str, Any]:
         if not 0 <= args.enforcing <= 100:
             raise CommandError(f"expected --enforcing from 0 to 100, not {args.enforcing}", status=2)
         spec["enforcing"] = args.enforcing
+    if spec["name"] == "learned":
+        _check_learned(spec, folder)
     return spec
+
+
+def _check_learned(spec: dict[str, Any], folder: str) -> None:
+    """Refuse a policy file that is not right; the controller, which runs elsewhere, is told its absolute path."""
+    from controlplane import registry
+    from controlplane.command import CommandError
+    from controlplane.learned.model import Model
+    from controlplane.learned.policy_file import PolicyFileError
+
+    file = spec.get("file")
+    if not isinstance(file, str) or not file:
+        raise CommandError("policy learned: which file? (`vickrey policy set FILE.safetensors`)", status=2)
+    spec.update(registry.absolute(spec, folder))
+    try:
+        Model(spec["file"])
+    except PolicyFileError as error:
+        raise CommandError(str(error)) from None
 
 
 def _from_file(path: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane import registry
-from controlplane.learned.encoding import Inputs
+from controlplane.learned.encoding import Inputs, encode
 from controlplane.learned.network import Floats, Network, decide
 from controlplane.learned.policy_file import PolicyFileError, read
 from controlplane.weights import WeightLimits
+from shm_layout.features import FEATURES
 
 
 def find(file: str) -> Path:
@@ -50,3 +52,31 @@ class Model:
             return None
         values = decide(self.schema, rows, whole, self.manifest.decode)
         return self.schema.to_action(*values)[0], state
+
+
+def check(file: str, servers: int = 256, rounds: int = 20) -> dict[str, Any]:
+    """Return what a file is and how long its network takes, milliseconds (inputs and outputs included), for so many
+    servers. PolicyFileError: it is not right, or gives no finite numbers."""
+    model = Model(file)
+    rng = np.random.default_rng(1)
+    features = rng.gamma(2.0, 0.1, (1, servers, len(FEATURES)))
+    active = np.ones((1, servers), dtype=bool)
+    change, curves = rng.gamma(2.0, 3.0, (1, servers, 4)), np.cumsum(rng.gamma(2.0, 0.1, (1, servers, 9)), axis=2)
+    hidden, took = model.network.initial(1, servers), []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        step = model.step(encode(features, active, change, curves, model.manifest.interval, 1), hidden)
+        took.append(time.perf_counter() - begun)
+        if step is None:
+            raise PolicyFileError(f"{model.path}: its outputs are not finite numbers")
+        hidden = step[1]
+    return {
+        "file": str(model.path),
+        "name": model.manifest.name,
+        "agent": model.manifest.agent,
+        "base": model.manifest.base_name,
+        "weights": sum(values.size for values in model.network.parameters.values()),
+        "servers": servers,
+        "network_ms": round(float(np.median(took)) * 1e3, 4),
+        "sha256": model.manifest.sha256,
+    }

@@ -44,7 +44,7 @@ class Learned:
 
     def __init__(
         self,
-        file: str,
+        file: str = "",
         base: str | Mapping[str, Any] | None = None,
         strength: float = 1.0,
         change: float = 0.25,
@@ -53,24 +53,24 @@ class Learned:
         """file: a policy file, or shipped:NAME. base: instead of the file's. strength: factor on every correction.
         change: how much a bid may move in an update. fade: whether novelty weakens the correction."""
         if not isinstance(file, str) or not file:
-            raise PolicyError(f"file: expected a policy file's name, or shipped:NAME, not {file!r}")
+            raise PolicyError(f"file: expected a policy file's name, or shipped:NAME, not {file!r}", "file")
         _expect("strength", strength, 0.0, 1.0)
         _expect("change", change, 1e-3, 1e3)
         if not isinstance(fade, bool):
-            raise PolicyError(f"fade: expected true or false, not {fade!r}")
+            raise PolicyError(f"fade: expected true or false, not {fade!r}", "fade")
         try:
             self.model = Model(file)
         except PolicyFileError as error:
-            raise PolicyError(f"file: {error}") from error
+            raise PolicyError(f"file: {error}", "file") from error
         self.manifest = self.model.manifest
         spec = self.manifest.base if base is None else base
         named = spec if isinstance(spec, str) else spec.get("name") if isinstance(spec, Mapping) else None
         if not isinstance(named, str) or named == self.name:
-            raise PolicyError(f"base: expected another policy's name, or a mapping with one, not {spec!r}")
+            raise PolicyError(f"base: expected another policy's name, or a mapping with one, not {spec!r}", "base")
         try:
             self.base = registry.create(spec)
         except ValueError as error:
-            raise PolicyError(f"base: {error}") from error
+            raise PolicyError(f"base: {error}", "base") from error
         self.strength, self.change, self.fade = float(strength), float(change), fade
         self.novelty = 0.0
         self.blend = self.strength  # how much of the correction is in force; 1: all
@@ -203,4 +203,4 @@ def _counters(o: Observation) -> Floats:
 
 def _expect(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise PolicyError(f"{name}: expected a number, {low:g} … {high:g}, not {value!r}")
+        raise PolicyError(f"{name}: expected a number, {low:g} … {high:g}, not {value!r}", name)

@@ -267,9 +267,11 @@ class Policy(Model):
     @classmethod
     def _from_file(cls, value: object) -> object:
         if isinstance(value, str):
-            return {"name": value}
+            value = {"name": value}
         if not isinstance(value, dict):
             return value
+        if isinstance(value.get("name"), str):
+            value = {**value, **registry.spec_of(value["name"])}
         own = {key: value[key] for key in ("name", "label", "weights", "reserve") if key in value}
         return {**own, "options": {key: value[key] for key in value if key not in own}}
 
