@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.policy import Floats, Ids
-from shm_layout.layout import FLOW_RECORD
 
 # Chances of overtaking that tell something, and over which the past fades.
 CHANCES_LEAST, CHANCES_KEPT = 4.0, 60.0
@@ -46,7 +45,7 @@ class Overtaking:
         self._proofs: Floats = np.zeros((0, 2))  # of as many as its limit, and of one more
         self._limit: Floats = np.zeros(0)
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
-        self._past = np.empty(0, dtype=FLOW_RECORD)
+        self._past = np.empty((3, 0), dtype=np.int64)  # closed, dispatched, server; in order of closing
 
     @property
     def chances(self) -> float:
@@ -67,6 +66,27 @@ class Overtaking:
 
     def update(self, records: NDArray[np.void], closed: float, ids: Ids, limit: Floats) -> None:
         """Take in the records of an interval in which so many flows were closed."""
+        self._match(ids, limit)
+        if len(records) < RECORDS_WHOLE * closed - 4.0:
+            self._past = self._past[:, :0]  # some are lost: who overtook whom cannot be told
+            return
+        records = records[records["server"] < len(ids)]
+        records = records[records["server_id"] == ids[records["server"]]]
+        if len(records) == 0:
+            return
+        self.proven *= np.exp(-np.bincount(records["server"], minlength=len(ids)) / PROVEN_FLOWS)
+        known_since = self._keep(records)
+        may = (
+            (records["found"] >= np.maximum(limit[records["server"]] - 1.0, 1.0))
+            & (records["dispatched_ns"] >= known_since)
+            & (records["outcome"] <= 1)
+        )
+        if may.any():
+            self._count(records[may], limit)
+            self._judge(limit)
+
+    def _match(self, ids: Ids, limit: Floats) -> None:
+        """Keep the rows whose server is still there, and the proofs of those whose limit is what it was."""
         same = np.zeros(len(ids), dtype=bool)
         m = min(len(ids), len(self._ids))
         same[:m] = ids[:m] == self._ids[:m]
@@ -77,49 +97,48 @@ class Overtaking:
         proofs = np.zeros((len(ids), 2))
         proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None], self._proofs[:m], 0.0)
         self._proofs, self._limit, self._ids = proofs, limit, ids
-        if len(records) < RECORDS_WHOLE * closed - 4.0:
-            self._past = self._past[:0]  # some are lost: who overtook whom cannot be told
-            return
-        records = records[records["server"] < len(ids)]
-        records = records[records["server_id"] == ids[records["server"]]]
-        if len(records) == 0:
-            return
-        self.proven *= np.exp(-np.bincount(records["server"], minlength=len(ids)) / PROVEN_FLOWS)
-        both = np.concatenate([self._past, records])
-        both = both[np.argsort(both["closed_ns"], kind="stable")][-RECORDS_KEPT:]
-        start = int(both["closed_ns"][0]) if len(self._past) else int(records["dispatched_ns"].min())
-        self._past = both
-        bound = limit[records["server"]]
-        may = (
-            (records["found"] >= np.maximum(bound - 1.0, 1.0))
-            & (records["dispatched_ns"] >= start)
-            & (records["outcome"] <= 1)
-        )
-        candidates = records[may]
-        if len(candidates) == 0:
-            return
+
+    def _keep(self, records: NDArray[np.void]) -> int:
+        """Add records to those kept; return from when on every flow that was closed is among them."""
+        new = np.stack([records[name].astype(np.int64) for name in ("closed_ns", "dispatched_ns", "server")])
+        had = self._past.shape[1] > 0
+        both = np.concatenate([self._past, new], axis=1)
+        self._past = np.ascontiguousarray(both[:, np.argsort(both[0], kind="stable")[-RECORDS_KEPT:]])
+        return int(self._past[0, 0]) if had else int(new[1].min())
+
+    def _count(self, candidates: NDArray[np.void], limit: Floats) -> None:
+        """Count chances and what was taken of them, over some of the flows that found their server busy."""
         candidates = candidates[:: -(-len(candidates) // CANDIDATES)]
-        chances, taken = np.zeros(len(ids)), np.zeros(len(ids))
-        closed_ns, dispatched_ns, server = both["closed_ns"], both["dispatched_ns"], both["server"]
-        for r in candidates:
-            begin, end = np.searchsorted(closed_ns, [r["dispatched_ns"], r["closed_ns"]], side="right")
-            left = (dispatched_ns[begin:end] < r["dispatched_ns"]) & (server[begin:end] == r["server"])
-            at, found = int(r["server"]), float(r["found"])
-            most, overtaken = float(limit[at]), found - float(left.sum())
-            taken[at] += overtaken >= most
-            proofs[at] += overtaken + 1.0 >= most, overtaken >= most
-            chances[at] += (found - most + 1.0) / (found + 1.0)
+        closed, dispatched, server = self._past
+        since = candidates["dispatched_ns"].astype(np.int64)
+        begin = np.searchsorted(closed, since, side="right")
+        end = np.searchsorted(closed, candidates["closed_ns"].astype(np.int64), side="right")
+        at, found = candidates["server"].astype(np.intp), candidates["found"].astype(np.float64)
+        # Those that were there before it and left before it, or with it.
+        left = np.array(
+            [
+                np.count_nonzero((dispatched[b:e] < t) & (server[b:e] == i))
+                for b, e, t, i in zip(begin, end, since, at, strict=True)
+            ]
+        )
+        most, overtaken = limit[at], found - left
+        chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
+        self._proofs[:, 0] += np.bincount(at, overtaken + 1.0 >= most, len(limit))
+        self._proofs[:, 1] += np.bincount(at, overtaken >= most, len(limit))
         keep = np.exp(-chances.sum() / CHANCES_KEPT)
         self._chances = self._chances * keep + chances
-        self._taken = self._taken * keep + taken
+        self._taken = self._taken * keep + np.bincount(at, overtaken >= most, len(limit))
+
+    def _judge(self, limit: Floats) -> None:
+        """Raise what is proven of a server where its limit was passed."""
         # Shared cores give such proofs as well: they count once most chances were not taken.
         trusted = self.judged and self.share < RAISED_BELOW
         if not trusted:
             self.proven[:] = 0.0
-        enough = (proofs >= PROOFS) & trusted
+        enough = (self._proofs >= PROOFS) & trusted
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
-        proofs[enough.any(axis=1)] = 0.0
+        self._proofs[enough.any(axis=1)] = 0.0
         # Where it was raised once and the new limit has not been kept since, what is taken counts.
         wiped = more & (self._raised == 0.0)
         self._raised[more] = 1.0
