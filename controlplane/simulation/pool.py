@@ -1,4 +1,4 @@
-"""Makes many runs over the cores. Ctrl-C ends it at once and leaves no process behind.
+"""Makes many runs, or other work, over the cores. Ctrl-C ends it at once and leaves no process behind.
 
 Workers ignore the terminal's interrupt (it goes to all of them at once) and are ended by their parent; should that die
 without a word, the kernel ends them.
@@ -12,12 +12,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
 
 from controlplane.simulation.runs import Job, Run, execute
 
 _PR_SET_PDEATHSIG = 1
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def cores() -> int:
@@ -46,19 +50,25 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 def execute_all(jobs: Sequence[Job], workers: int) -> Iterator[Run]:
     """Yield the runs as they end. One worker: in this process."""
-    if min(workers, len(jobs)) <= 1:
-        yield from map(execute, jobs)
+    for _, run in work_through(execute, jobs, workers):
+        yield run
+
+
+def work_through(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    """Yield the number of each item and what the function, of a module, makes of it, as they end."""
+    if min(workers, len(items)) <= 1:
+        yield from ((i, function(item)) for i, item in enumerate(items))
         return
     before = set(multiprocessing.active_children())
     # spawn: a forked child would inherit whatever threads of ours held locked.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (os.getpid(),))
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (os.getpid(),))
     try:
         with _deaf_to_interrupts():
-            # All workers are started by these: the last starts when there are as many jobs.
-            futures = [pool.submit(execute, job) for job in jobs]
+            # All workers are started by these: the last starts when there are as many items.
+            futures = {pool.submit(function, item): i for i, item in enumerate(items)}
         for future in as_completed(futures):
-            yield future.result()
+            yield futures[future], future.result()
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
