@@ -59,6 +59,20 @@ def random(seed: int = 1, scale: float = 0.3, schema: ActionSchema = CURVES, hid
     return {k: rng.normal(0.0, scale, shape).astype(np.float32) for k, shape in shapes(schema, hidden).items()}
 
 
+def oscillating(schema: ActionSchema = CURVES, hidden: int = 8) -> Parameters:
+    """Return a network all of whose outputs go from one bound to the other at every step, for ever."""
+    found = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes(schema, hidden).items()}
+    h, levels = hidden, len(schema.levels)
+    found["cell.bias_ih"][:h] = 100.0  # reset: 1
+    found["cell.bias_ih"][h : 2 * h] = -100.0  # update: 0, all new
+    found["cell.bias_ih"][2 * h :] = 0.5
+    found["cell.weight_hh"][2 * h :] = -10.0 * np.eye(h)
+    for head in ("row", "all"):
+        weight = found[f"{head}.weight"].reshape(-1, levels, found[f"{head}.weight"].shape[1])
+        weight[:, 0, 0], weight[:, -1, 0] = -100.0, 100.0
+    return found
+
+
 def save(path: Path, parameters: Parameters | None = None, **fields: Any) -> Path:
     """Write a policy; a random one unless parameters are given."""
     about = manifest(**fields)
