@@ -19,7 +19,10 @@ AGENTS: Final[dict[str, str]] = {
     "sac": "controlplane.agents.sac:SoftActorCritic",
     "ssac": "controlplane.agents.sac:SingleSoftActorCritic",
     "dqn": "controlplane.agents.dqn:DeepQNetwork",
+    "es": "controlplane.agents.es:EvolutionStrategy",
     "ppo": "controlplane.agents.ppo:ProximalPolicy",
+    "isac": "controlplane.agents.isac:IndependentSoftActorCritic",
+    "mpg": "controlplane.agents.mpg:PotentialGame",
     "qmix": "controlplane.agents.qmix:QMix",
     "vdn": "controlplane.agents.vdn:ValueDecomposition",
 }

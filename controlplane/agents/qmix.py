@@ -158,7 +158,8 @@ class QMix(ReplayAgent):
     def values(self, network: RowNetwork, seq: Sequences) -> PerHead:
         """Return values of every level along sequences, (B, K, T, n, HR, L) and (B, K, T, HG, L)."""
         flat = seq.merged()
-        states = network.states(flat.rows, flat.whole, flat.active, flat.hidden, flat.fresh, flat.burn_in)
+        borders = self.borders(flat)
+        states = network.states(flat.rows, flat.whole, flat.active, flat.hidden, borders, flat.burn_in)
         return network.heads(states.view(*seq.active.shape, -1), seq.active)
 
     def total(self, mixer: Mixer, utilities: PerHead, seq: Sequences) -> Tensor:
