@@ -87,8 +87,22 @@ class Step:
 class Core:
     """Rows of balancers under control."""
 
-    def __init__(self, settings: Settings, replicas: int = 1, *, every_balancer: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        replicas: int = 1,
+        *,
+        every_balancer: bool = False,
+        followers: int = 0,
+        with_base: bool = False,
+    ) -> None:
+        """followers: so many replicas, the last ones, follow the base policy, for comparison.
+
+        with_base: the base policy decides also where actions do not correct it, to be looked at.
+        """
         s = self.settings = settings
+        if not 0 <= followers <= replicas:
+            raise ValueError(f"followers: {followers} of {replicas} replicas")
         reward = Reward.of(s.reward)
         constraints = [Constraint.of(constraint) for constraint in s.constraints]
         bounds = s.bounds if isinstance(s.bounds, Bounds) else Bounds(**s.bounds)
@@ -142,9 +156,10 @@ class Core:
         try:
             self.kind: ActionKind = make_action(s.action, self.servers, self.rows, **options)
             # Rows that agents act for: all, or the first balancer of each replica.
-            self.acting = np.arange(0, self.rows, 1 if every_balancer else self.balancers)
+            led = (replicas - followers) * self.balancers
+            self.acting = np.arange(0, led, 1 if every_balancer else self.balancers)
             self.scorer = Scorer(reward, constraints, s.penalise, self.rows, self.servers, self.balancers)
-            self._needs_base = self.kind.needs_base or len(self.acting) < self.rows
+            self._needs_base = with_base or self.kind.needs_base or len(self.acting) < self.rows
             if isinstance(self.source, LiveSource) and self.source.read_only:
                 self._needs_base = False
             self.base = Base(s.base, self.rows, self.source.observe, self.source.orders, s.base_every)

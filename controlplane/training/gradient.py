@@ -1,0 +1,80 @@
+"""Learning by gradients: every round, the agent acts in whole episodes in all lanes, then takes the steps in, in order,
+and learns whenever it is ready."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from controlplane.agents.agent import Agent
+from controlplane.command import CommandError
+from controlplane.training.episodes import Setup
+from controlplane.training.learners import Parameters, Round, Uninterrupted, rows_of, same_balancers
+from controlplane.training.sampler import RolloutJob, side_by_side
+from controlplane.training.tasks import Task
+from controlplane.training.workers import Workers
+
+# Agents that act for, or learn from, all balancers of a farm at once.
+WHOLE_FARMS = ("ssac",)
+
+
+class Gradient:
+    """An agent of controlplane/agents and its rollouts."""
+
+    def __init__(self, agent: Agent, setup: Setup, tasks: Sequence[Task], seed: int, replicas: int, lanes: int) -> None:
+        if (agent.several or agent.name in WHOLE_FARMS) and same_balancers(tasks) is None:
+            raise CommandError(
+                f"agent {agent.name} learns from all balancers of a farm together: give it scenarios of one number of "
+                "balancers (random:balancers=4)",
+                status=2,
+            )
+        torch.set_num_threads(1)
+        self.agent, self.setup, self.tasks, self.seed, self.lanes = agent, setup, tasks, seed, lanes
+        self.rows = rows_of(tasks, replicas // lanes)
+        self.decode = agent.decode
+
+    def round(self, number: int, workers: Workers, uninterrupted: Uninterrupted) -> Round:
+        agent = self.agent
+        state = agent.state_dict()
+        jobs = [
+            RolloutJob(
+                self.setup,
+                self.tasks[(number * self.lanes + lane) % len(self.tasks)],
+                agent.name,
+                agent.config,
+                state,
+                (self.seed, number, lane),
+                self.rows,
+            )
+            for lane in range(self.lanes)
+        ]
+        lanes = workers.map(jobs)
+        losses: dict[str, list[float]] = defaultdict(list)
+        with uninterrupted():
+            for step in side_by_side(lanes):
+                agent.observe(step)
+                while agent.ready:
+                    for name, value in agent.learn().items():
+                        losses[name].append(value)
+        figures = {name: float(np.mean(values)) for name, values in losses.items()}
+        figures["reward"] = float(np.mean([lane.reward for lane in lanes]))
+        figures["updates"] = float(agent.updates)
+        figures |= {f"multiplier/{i}": float(x) for i, x in enumerate(agent.multipliers.values)}
+        steps = sum(lane.farms for lane in lanes) * self.setup.steps
+        return Round(steps, figures, [lane.sample for lane in lanes])
+
+    def parameters(self) -> Parameters:
+        return self.agent.actor().parameters_numpy()
+
+    def begin_from(self, parameters: Mapping[str, Any]) -> None:
+        self.agent.load_actor(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.agent.state_dict(replay=True)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.load_state_dict(state)

@@ -1,0 +1,342 @@
+"""A training from its first round to its policy file: rounds, evaluations on held-out episodes, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from controlplane.learned.manifest import Manifest, Training
+from controlplane.learned.policy_file import write
+from controlplane.training.checkpoints import Folder, Progress
+from controlplane.training.config import Config
+from controlplane.training.episodes import Setup
+from controlplane.training.jobs import HELD_OUT, EvaluateJob, Evaluation
+from controlplane.training.learners import Learner, Parameters
+from controlplane.training.ranges import Seen
+from controlplane.training.tasks import RandomTask, Task
+from controlplane.training.workers import Workers
+
+# Episodes of an evaluation that are run as one job.
+TOGETHER, TOGETHER_RANDOM = 4, 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for."""
+
+    config: Config
+    tasks: tuple[Task, ...]
+    setup: Setup
+    seed: int
+    command: str
+    commit: str
+    seconds: float | None = None  # stop after so long
+    description: str = ""
+
+
+@dataclass
+class Result:
+    """How a training stands."""
+
+    steps: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None  # score, parameters, evaluation
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class Trainer:
+    """Runs a learner. `note` is told what happens, `advance` how much of it is done, from 0 to 1."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        learner: Learner,
+        folder: Folder,
+        workers: Workers,
+        note: Callable[[str], None],
+        advance: Callable[[float, str], None],
+    ) -> None:
+        self.plan, self.learner, self.folder, self.workers = plan, learner, folder, workers
+        self.note, self.advance = note, advance
+        self.result = Result()
+        self.seen = Seen(plan.seed)
+        self._base: dict[str, Any] = {}  # the base policy's completion times in the held-out episodes
+        self._began = 0.0
+
+    # Going on from a checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on after a round."""
+        r = self.result
+        return {
+            "learner": self.learner.state_dict(),
+            "agent": self.plan.config.name,
+            "steps": r.steps,
+            "rounds": r.rounds,
+            "seconds": r.seconds,
+            "best": r.best,
+            "evaluations": r.evaluations,
+            "base": self._base,
+            "seen": self.seen.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.learner.load_state_dict(state["learner"])
+        self.result = Result(
+            int(state["steps"]), int(state["rounds"]), float(state["seconds"]), state["best"], state["evaluations"]
+        )
+        self._base = dict(state["base"])
+        self.seen = Seen.of(state["seen"])
+
+    # The loop
+
+    def run(self) -> Result:
+        """Train to the end, or to an interrupt: then what is there is saved, and the result says so."""
+        r, training = self.result, self.plan.config.training
+        began, before = time.monotonic(), r.seconds
+        with contextlib.closing(Progress(self.folder.path)) as progress, terminated():
+            try:
+                if r.rounds == 0:
+                    self._evaluate()
+                while not self._is_over():
+                    then = r.steps
+                    self._round(progress)
+                    r.seconds = before + time.monotonic() - began
+                    if _crosses(then, r.steps, training.evaluate_every):
+                        self._evaluate(progress)
+                    if _crosses(then, r.steps, training.checkpoint_every):
+                        self.save()
+                    r.seconds = before + time.monotonic() - began
+                if not r.evaluations or r.evaluations[-1]["steps"] != r.steps:
+                    self._evaluate(progress)
+            except KeyboardInterrupt:
+                r.interrupted = True
+        with deaf():
+            r.seconds = before + time.monotonic() - began
+            self.save()
+            self._write_files()
+        return r
+
+    def _is_over(self) -> bool:
+        r, plan = self.result, self.plan
+        by_steps = r.steps / plan.config.training.steps
+        by_time = r.seconds / plan.seconds if plan.seconds is not None else 0.0
+        self.advance(min(1.0, max(by_steps, by_time)), f"{r.steps:,} steps")
+        return by_steps >= 1.0 or by_time >= 1.0
+
+    def _round(self, progress: Progress) -> None:
+        r = self.result
+        found = self.learner.round(r.rounds, self.workers, uninterrupted)
+        r.rounds += 1
+        r.steps += found.steps
+        for sample in found.samples:
+            self.seen.add(sample)
+        progress.write(r.steps, {"round": r.rounds, "seconds": round(r.seconds, 3)} | found.figures)
+
+    # Evaluation
+
+    def _evaluate(self, progress: Progress | None = None) -> None:
+        """Compare with the base policy on held-out episodes, which are the same each time."""
+        r, parameters = self.result, self.learner.parameters()
+        jobs = evaluation_jobs(self.plan, parameters, self.learner.decode)
+        jobs = [replace(job, twins=self._key(job) not in self._base) for job in jobs]
+        results: list[Evaluation] = self.workers.map(jobs)
+        for job, found in zip(jobs, results, strict=True):
+            self._base.setdefault(self._key(job), found.base)
+            self.seen.add(found.sample)
+        complete = [replace(e, base=self._base[self._key(job)]) for job, e in zip(jobs, results, strict=True)]
+        summary = {"steps": r.steps} | summary_of(complete)
+        r.evaluations.append(summary)
+        is_best = r.best is None or summary["ratio"] < r.best["evaluation"]["ratio"]
+        if is_best:
+            r.best = {"parameters": parameters, "evaluation": summary}
+        self._write("last.safetensors", parameters, summary)
+        if is_best:
+            self._write("best.safetensors", parameters, summary)
+        if progress is not None:
+            figures = {"evaluation/ratio": summary["ratio"], "evaluation/half_width": summary["half_width"]}
+            figures |= {f"evaluation/{name}": task["ratio"] for name, task in summary["scenarios"].items()}
+            progress.write(r.steps, figures)
+        self.note(
+            f"{r.steps:>10,} steps  {r.seconds:6.0f} s  mean FCT {100 * (summary['ratio'] - 1):+.2f} % "
+            f"± {100 * summary['half_width']:.2f} of {self.plan.config.training.base!s}'s"
+            + ("  (best)" if is_best else "")
+        )
+
+    @staticmethod
+    def _key(job: EvaluateJob) -> str:
+        return f"{job.task.name} {job.seed}"
+
+    # Files
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        path = self.folder.save(self.result.rounds, self.state_dict(), self.plan.config.training.keep)
+        if len(self.seen):
+            self._write(f"checkpoints/{path.name}/policy.safetensors", self.learner.parameters(), None)
+
+    def _write_files(self) -> None:
+        """Write the result."""
+        r = self.result
+        if not len(self.seen):
+            return  # interrupted before anything was done
+        last = r.evaluations[-1] if r.evaluations and r.evaluations[-1]["steps"] == r.steps else None
+        self._write("last.safetensors", self.learner.parameters(), last)
+        if r.best is not None:
+            self._write("policy.safetensors", r.best["parameters"], r.best["evaluation"])
+        else:
+            self._write("policy.safetensors", self.learner.parameters(), None)
+
+    def _write(self, name: str, parameters: Parameters, evaluation: dict[str, Any] | None) -> None:
+        write(self.folder.path / name, parameters, self._manifest(evaluation))
+
+    def _manifest(self, evaluation: dict[str, Any] | None) -> Manifest:
+        plan, config = self.plan, self.plan.config
+        scenario = "+".join(task.name for task in plan.tasks)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{config.name}-{'+'.join(_short(t.name) for t in plan.tasks)}")[:64]
+        return Manifest(
+            name=name.strip("-"),
+            agent=config.name,
+            schema=config.schema,
+            ranges=self.seen.ranges(),
+            training=Training(
+                command=plan.command,
+                commit=plan.commit,
+                seed=plan.seed,
+                steps=self.result.steps,
+                scenario=scenario,
+                seconds=round(self.result.seconds, 1),
+                hyper_parameters=config.as_json(),
+            ),
+            description=plan.description,
+            hidden=config.agent.hidden,
+            decode=self.learner.decode,  # type: ignore[arg-type]
+            base=config.training.base,
+            interval=config.training.interval,
+            rule=config.action.rule,
+            limits=dict(config.action.limits),
+            evaluation=evaluation,
+        )
+
+
+def evaluation_jobs(plan: Plan, parameters: Parameters, decode: str) -> list[EvaluateJob]:
+    """Return the jobs of an evaluation: the same held-out episodes for every training."""
+    jobs = []
+    for task in plan.tasks:
+        together = TOGETHER_RANDOM if isinstance(task, RandomTask) else TOGETHER
+        left, number = plan.config.training.evaluate_episodes, 0
+        while left > 0:
+            count = min(together, left)
+            jobs.append(EvaluateJob(plan.setup, task, parameters, decode, (HELD_OUT, number), count))
+            left, number = left - count, number + 1
+    return jobs
+
+
+def summary_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return the ratio of mean FCTs to the base policy's: geometric mean over episodes, scenarios alike, and half of
+    its 95 % confidence interval; and the same of each scenario."""
+    by_task: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]] = {}
+    for e in evaluations:
+        both = np.isfinite(e.policy) & np.isfinite(e.base) & (e.policy > 0) & (e.base > 0)
+        by_task.setdefault(e.task, []).append(np.log(e.policy[both] / e.base[both]))
+    scenarios: dict[str, dict[str, float]] = {}
+    means, errors = [], []
+    for name, parts in by_task.items():
+        logs = np.concatenate(parts)
+        mean = float(logs.mean()) if len(logs) else 0.0
+        error = float(logs.std(ddof=1) / math.sqrt(len(logs))) if len(logs) > 1 else 0.0
+        means.append(mean)
+        errors.append(error)
+        half = _t95(len(logs) - 1) * error * math.exp(mean)
+        scenarios[name] = {"ratio": math.exp(mean), "half_width": half, "episodes": len(logs)}
+    mean = float(np.mean(means))
+    error = math.sqrt(sum(e * e for e in errors)) / len(errors)
+    least = min(int(s["episodes"]) for s in scenarios.values())
+    return {
+        "ratio": math.exp(mean),
+        "half_width": _t95(least - 1) * error * math.exp(mean),
+        "scenarios": scenarios,
+        "against": "base",
+    }
+
+
+def _t95(freedom: int) -> float:
+    """Return Student's t at 97.5 %, by Cornish and Fisher's expansion (within 1 % from 4 degrees on)."""
+    if freedom < 1:
+        return 12.71
+    z, v = 1.959964, float(freedom)
+    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+
+
+def _crosses(before: int, now: int, every: int) -> bool:
+    return now // every > before // every
+
+
+def _short(name: str) -> str:
+    return re.sub(r"\.ya?ml$", "", name.rsplit("/", 1)[-1])
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put an interrupt off until this is left; a second one gets through."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def remember(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Ignore interrupts while files are written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def terminated() -> Iterator[None]:
+    """Take TERM as an interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
