@@ -97,7 +97,7 @@ class Learned:
         directive = correction.decide_base(self.base, o, self._window)
         assert directive.curves is not None
         curves = np.minimum(directive.curves, BID_MAX).astype(np.float32)
-        features = np.minimum(o.features, FEATURE_MAX)
+        features = np.clip(o.features, 0.0, FEATURE_MAX)
         inputs = encode(features[None], o.active[None], change[None], curves[None], o.interval, o.balancers)
         action = self._act(o, inputs)
         self._before = o

@@ -50,6 +50,7 @@ def always(parameters: Parameters, schema: ActionSchema, level: int, certain: fl
     """Let every head choose one level, whatever is seen."""
     for name in ("row.bias", "all.bias"):
         if name in parameters:
+            parameters[name][:] = 0.0
             parameters[name].reshape(-1, len(schema.levels))[:, level] = certain
     return parameters
 
