@@ -19,7 +19,7 @@ from controlplane.training.tasks import Task
 from controlplane.training.workers import Workers
 
 # Agents that act for, or learn from, all balancers of a farm at once.
-WHOLE_FARMS = ("ssac",)
+WHOLE_FARMS = ("ssac", "isac", "mpg")
 
 
 class Gradient:

@@ -89,6 +89,8 @@ def _reseed(agent: Agent, seed: Sequence[int]) -> None:
     """Give an agent's exploration a chance of its own."""
     agent.rng = np.random.default_rng(list(seed))
     agent.generator.manual_seed(int(agent.rng.integers(2**62)))
+    for number, inner in enumerate(getattr(agent, "learners", ())):
+        _reseed(inner, [*seed, number])
     torch.manual_seed(int(agent.rng.integers(2**62)))
 
 

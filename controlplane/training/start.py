@@ -80,7 +80,9 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
     parameters = None
     if request.begin_from is not None:
         config, parameters = _continued(config, request.begin_from)
-    tasks = tasks_of(request.scenarios, config.training.interval)
+    # An offline agent can learn without a scenario to be evaluated in.
+    none = request.offline is not None and not request.scenarios
+    tasks = () if none else tasks_of(request.scenarios, config.training.interval)
     setup = setup_of(config, tasks, constraints_of(request.constraints))
     plan = Plan(config, tasks, setup, request.seed, request.command, commit(), request.seconds)
     learner = make_learner(plan, request.offline)
@@ -107,14 +109,14 @@ def setup_of(config: Config, tasks: Sequence[Task], constraints: tuple[tuple[str
         limits=dict(config.action.limits),
         constraints=constraints,
         warmup=t.warmup,
-        width=max(task.width for task in tasks),
+        width=max((task.width for task in tasks), default=1),
     )
 
 
 def make_learner(plan: Plan, dataset: str | None = None) -> Learner:
     """Return the learner of a plan."""
     config, t = plan.config, plan.config.training
-    found = agent_class(config.name)
+    found: Any = agent_class(config.name)
     offline = bool(getattr(found, "offline", False))
     if offline and dataset is None:
         raise CommandError(f"agent {config.name} learns from a dataset: --offline FILE", status=2)
@@ -123,9 +125,7 @@ def make_learner(plan: Plan, dataset: str | None = None) -> Learner:
             raise CommandError(f"--offline: agent {config.name} learns by acting; cql, bcq and bc do not", status=2)
         from controlplane.training.offline import Offline
 
-        offline_learner: Learner = Offline(
-            found(config.schema, config.agent, plan.seed), plan.setup, plan.tasks, dataset
-        )
+        offline_learner: Learner = Offline(found(config.schema, config.agent, plan.seed), dataset)
         return offline_learner
     if issubclass(found, EvolutionStrategy):
         strategy = found(config.schema, config.agent, plan.seed)

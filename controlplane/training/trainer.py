@@ -121,6 +121,7 @@ class Trainer:
                     r.seconds = before + time.monotonic() - began
                 if not r.evaluations or r.evaluations[-1]["steps"] != r.steps:
                     self._evaluate(progress)
+                self.advance(1.0, f"{r.steps:,} steps")
             except KeyboardInterrupt:
                 r.interrupted = True
         with deaf():
@@ -149,6 +150,8 @@ class Trainer:
 
     def _evaluate(self, progress: Progress | None = None) -> None:
         """Compare with the base policy on held-out episodes, which are the same each time."""
+        if not self.plan.tasks:
+            return  # a dataset alone
         r, parameters = self.result, self.learner.parameters()
         jobs = evaluation_jobs(self.plan, parameters, self.learner.decode)
         jobs = [replace(job, twins=self._key(job) not in self._base) for job in jobs]
@@ -204,8 +207,8 @@ class Trainer:
 
     def _manifest(self, evaluation: dict[str, Any] | None) -> Manifest:
         plan, config = self.plan, self.plan.config
-        scenario = "+".join(task.name for task in plan.tasks)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{config.name}-{'+'.join(_short(t.name) for t in plan.tasks)}")[:64]
+        scenario = " + ".join(_short(task.name) for task in plan.tasks)
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name}-{scenario or 'dataset'}")[:64]
         return Manifest(
             name=name.strip("-"),
             agent=config.name,
@@ -232,14 +235,15 @@ class Trainer:
 
 
 def evaluation_jobs(plan: Plan, parameters: Parameters, decode: str) -> list[EvaluateJob]:
-    """Return the jobs of an evaluation: the same held-out episodes for every training."""
-    jobs = []
+    """Return the jobs of an evaluation: the same held-out episodes for every training, and the base policy decides at
+    every step, as it does in service."""
+    jobs, setup = [], replace(plan.setup, base_every=1)
     for task in plan.tasks:
         together = TOGETHER_RANDOM if isinstance(task, RandomTask) else TOGETHER
         left, number = plan.config.training.evaluate_episodes, 0
         while left > 0:
             count = min(together, left)
-            jobs.append(EvaluateJob(plan.setup, task, parameters, decode, (HELD_OUT, number), count))
+            jobs.append(EvaluateJob(setup, task, parameters, decode, (HELD_OUT, number), count))
             left, number = left - count, number + 1
     return jobs
 
