@@ -6,9 +6,10 @@
     GET   /v1/services/{service}/servers       its servers
     PATCH /v1/services/{service}/servers/{server}    {"state": "ready|drain|maint", "weight": 0-256, "maxconn": n}
     GET   /v1/services/{service}/policy        in force, and what it has learned
-    POST  /v1/services/{service}/policy        {"name": …, options}
+    POST  /v1/services/{service}/policy        {"name": …, options}; {"enforcing": 50} alone: of the one in force
     POST  /v1/services/{service}/policy/rollback
     POST  /v1/reload                           read the configuration file again
+    GET   /v1/audit                            the newest records of the audit log; ?last=, 50
 
 It listens on loopback or a unix socket (0600) and asks for no password, so it must not serve as a tool of somebody
 else's web page: a Host that is a name of the outside world is refused (DNS rebinding), and a change must come as JSON
@@ -36,6 +37,7 @@ from aiohttp import web
 from controlplane import listeners, metrics, registry
 from controlplane.config import Address
 from controlplane.config_errors import did_you_mean
+from controlplane.deployment.audit import KEPT
 from controlplane.processes import ControllerError, ControllerUnavailableError
 from controlplane.servers import STATES, Server
 from controlplane.status import WINDOW_MOST_S, WINDOW_S
@@ -132,6 +134,7 @@ class Admin:
                 web.post("/v1/services/{service}/policy", self._policy_set),
                 web.post("/v1/services/{service}/policy/rollback", self._policy_rollback),
                 web.post("/v1/reload", self._reload),
+                web.get("/v1/audit", self._audit),
                 web.get("/metrics", self._metrics),
                 web.get("/stats;csv", self._csv),
             ]
@@ -181,6 +184,15 @@ class Admin:
         response.headers.update(SECURITY_HEADERS)
         if request.method not in ("GET", "HEAD"):
             status = response.status
+            self._supervisor.audit.record(
+                "request",
+                who=self._peer(request),
+                service=request.match_info.get("service"),
+                method=request.method,
+                path=request.path[:500],
+                status=status,
+                body=str(request.get("what", ""))[:500],
+            )
             audit.log(
                 logging.INFO if status < 500 else logging.ERROR,
                 "%s %s by %s: %d %.500s",
@@ -276,6 +288,15 @@ class Admin:
     async def _policy_get(self, request: web.Request) -> web.Response:
         return reply(await self._supervisor.show_policy(self._service(request)))
 
+    async def _audit(self, request: web.Request) -> web.Response:
+        last = request.query.get("last", "50")
+        if not last.isdecimal() or int(last) > KEPT:
+            raise RequestError(400, f"last: expected a number of records, 0 … {KEPT}")
+        audit = self._supervisor.audit
+        records = list(audit.latest)[max(len(audit.latest) - int(last), 0) :]
+        told = {"file": audit.path or None, "written": audit.written, "dropped": audit.dropped}
+        return reply({**told, "records": records})
+
     async def _metrics(self, request: web.Request) -> web.Response:
         view = self._supervisor.metrics_view()
         # Thousands of servers are megabytes of text: not on the loop that runs the health checks.
@@ -303,12 +324,12 @@ class Admin:
     async def _policy_set(self, request: web.Request) -> web.Response:
         service = self._service(request)
         body = await self._body(request)
-        return reply(await self._supervisor.set_policy(service, body))
+        return reply(await self._supervisor.set_policy(service, body, self._peer(request)))
 
     async def _policy_rollback(self, request: web.Request) -> web.Response:
         service = self._service(request)
         await self._body(request, ("reason",))
-        return reply(await self._supervisor.rollback_policy(service))
+        return reply(await self._supervisor.rollback_policy(service, self._peer(request)))
 
     async def _reload(self, request: web.Request) -> web.Response:
         await self._body(request, ("reason",))

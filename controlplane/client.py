@@ -9,7 +9,7 @@ import http.client
 import json
 import socket
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from controlplane.command import CommandError
 from controlplane.config_values import Address, parse_server_address
@@ -43,8 +43,8 @@ class Client:
         except ValueError as error:
             raise CommandError(f"--admin {admin}: {error}", status=2) from None
 
-    def get(self, *path: str) -> dict[str, Any]:
-        return self.request("GET", *path)
+    def get(self, *path: str, **query: object) -> dict[str, Any]:
+        return self.request("GET", *path, query=urlencode(query))
 
     def post(self, *path: str, body: Any = None) -> dict[str, Any]:
         return self.request("POST", *path, body=body)
@@ -52,7 +52,7 @@ class Client:
     def patch(self, *path: str, body: Any) -> dict[str, Any]:
         return self.request("PATCH", *path, body=body)
 
-    def request(self, method: str, *path: str, body: Any = None) -> dict[str, Any]:
+    def request(self, method: str, *path: str, body: Any = None, query: str = "") -> dict[str, Any]:
         """Send a request to /v1/<path>, each part of it quoted; returns the JSON that came back."""
         connection = _Connection(self._address, self.timeout)
         headers = {"Accept": "application/json"}
@@ -61,7 +61,8 @@ class Client:
             data = json.dumps(body or {}).encode()
             headers["Content-Type"] = "application/json"  # a change must be JSON, even an empty one
         try:
-            connection.request(method, "/v1/" + "/".join(quote(part, safe="") for part in path), data, headers)
+            target = "/v1/" + "/".join(quote(part, safe="") for part in path)
+            connection.request(method, f"{target}?{query}" if query else target, data, headers)
             response = connection.getresponse()
             text = response.read(ANSWER_BYTES_MAX)
         except TimeoutError:

@@ -362,6 +362,7 @@ FALLBACKS = ("lsq", "sed", "gsed", "p2c", "wrr")
 
 class Admin(Model):
     listen: Annotated[Address | None, BeforeValidator(_or_off)] = None
+    audit: str = "off"  # "off" or a path: a JSON line for every change
 
     @model_validator(mode="before")
     @classmethod
@@ -372,6 +373,18 @@ class Admin(Model):
     @classmethod
     def _address(cls, value: object, info: ValidationInfo) -> object:
         return None if _or_off(value) is None else _listen(value, info)
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _no_audit(cls, value: object) -> object:
+        return "off" if value is False else value
+
+    @field_validator("audit")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if not value or "\0" in value or value.endswith("/"):
+            raise ValueError(f"expected 'off' or the path of a file, not {shown(value)}")
+        return value
 
     @field_serializer("listen")
     def _off_in_words(self, value: Address | None) -> str:

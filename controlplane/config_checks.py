@@ -13,6 +13,7 @@ from controlplane.config import WORKERS_MAX, Config, Policy, Service, Timeout
 from controlplane.config_errors import ConfigError, Path, Problem, describe, did_you_mean, locate, nearest
 from controlplane.config_values import Address, Resolver, format_duration
 from controlplane.config_yaml import Document
+from controlplane.deployment import options as deployment_options
 
 MAXCONN_DEFAULT = 10_000
 DESCRIPTORS_RESERVED = 64  # the processes' own: segments, pipes, admin connections, logs
@@ -263,13 +264,22 @@ def _policies(config: Config, root: Any) -> Found:
             yield (*here, option), f"unknown option of policy '{policy.name}'{hint}"
         if not unknown:
             try:
-                registry.create({"name": policy.name, **policy.options})
+                registry.create(policy.spec())
+                _check_incumbent(policy.options)
             except Exception as error:  # the same: their constructor, our one line
                 at = getattr(error.__cause__, "option", "")
                 yield (
                     (*here, at) if at in policy.options else here,
                     " ".join(str(error).split()) or type(error).__name__,
                 )
+
+
+def _check_incumbent(given: dict[str, Any]) -> None:
+    """Raise ValueError when a policy that begins with the file is to share with, or be compared to, nobody that is."""
+    if given.get("incumbent") not in (None, deployment_options.FALLBACK):
+        registry.create(given["incumbent"])
+    elif given.get("switchback"):
+        raise ValueError("switchback: a policy that begins with the file needs an incumbent: {incumbent: NAME}")
 
 
 def _not_spelled_out(config: Config, root: Any) -> Found:

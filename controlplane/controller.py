@@ -5,29 +5,35 @@ not delay another's; the main thread reads commands, one JSON line each, and eve
 its `id`:
 
     {"id": 0, "cmd": "start", "supervisor_pid": 1, "services": [{"service": "web", "segment": "/vickrey.i.web", …}]}
-    {"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "sed"}}
-    {"id": 2, "cmd": "rollback", "service": "web"}
+    {"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "sed"}, "who": "127.0.0.1"}
+    {"id": 2, "cmd": "rollback", "service": "web", "who": "127.0.0.1"}
     {"id": 3, "cmd": "show"}
 
-A policy that changes on its own (demoted, rolled back by the guard) is told as a line {"event": "policy", …}. Logs
-go to standard error. It ends with its input, which ends with the supervisor, and with TERM; INT is ignored: the
-supervisor decides.
+Every change of the policy in force, also one on its own (demoted, rolled back by the guard), is told as a line
+{"event": "policy", …}, every step of a deployment as {"event": "audit", …}, and at most once a second what changes by
+itself (novelty, blend, a switchback's state) as {"event": "deployment", …}. A thread writes these lines: no loop waits
+for a supervisor that does not read. Logs go to standard error. It ends with its input, which ends with the
+supervisor, and with TERM; INT is ignored: the supervisor decides.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import queue
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from controlplane.control_loop import ControlLoop, Spec
+from controlplane.control_loop import SHADOW_CYCLES, ControlLoop, Spec
+from controlplane.deployment.shown import deployment_state
 from shm_layout.errors import ControllerLockedError, SegmentError
 from shm_layout.mapping import now_ns
 from shm_layout.segment import ControllerSupersededError, Segment
@@ -39,6 +45,9 @@ SHADOW_INTERVAL = 0.2
 INTERVAL_LEAST = 0.01
 # Between tries to become the controller of a service that another one has, seconds.
 LOCKED_RETRY = 1.0
+# Lines that may wait for the supervisor; and seconds between two reports of a service's deployment.
+LINES_MAX = 10_000
+REPORT_SECONDS = 1.0
 
 
 class CommandError(ValueError):
@@ -53,8 +62,10 @@ class Service(threading.Thread):
         self.loop = loop
         self.ended = ""  # why it gave up
         self._lock = threading.Condition()
+        self.report: Callable[[dict[str, Any]], None] = lambda state: None
         self._stopping = False
         self._hurry = 0  # shadow cycles still to run
+        self._reported: tuple[float, dict[str, Any]] = (0.0, {})
 
     def run(self) -> None:
         """Run a cycle each interval, on a grid that does not drift; after a pause of the machine, from now on."""
@@ -76,10 +87,20 @@ class Service(threading.Thread):
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._hurry = max(self._hurry - 1, 0)
+                self._report()
             interval = self.loop.interval
             due = max(due + interval, time.monotonic() - interval)
             if self._hurry:
                 due = min(due, time.monotonic() + min(interval, SHADOW_INTERVAL))
+
+    def _report(self) -> None:
+        at, told = self._reported
+        if time.monotonic() - at < REPORT_SECONDS:
+            return
+        state = deployment_state(self.loop)
+        if state != told:
+            self.report(state)
+        self._reported = time.monotonic(), state
 
     def _woken(self, due: float) -> bool:
         return self._hurry > 0 and due - time.monotonic() > SHADOW_INTERVAL
@@ -107,16 +128,28 @@ class Controller:
         self.takeover = takeover
         self._stopping = threading.Event()
         self._out = out
-        self._out_lock = threading.Lock()
+        self._lost = 0  # lines that found no room, since the last that did
+        self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
+        self._writer = threading.Thread(target=self._write_all, name="lines", daemon=True)
+        self._writer.start()
 
     def say(self, **message: Any) -> None:
-        """Write one JSON line."""
-        with self._out_lock:
+        """Give one JSON line to the writer."""
+        if self._lost:
+            message["lost"] = self._lost
+        try:
+            self._lines.put_nowait(json.dumps(message, default=str) + "\n")
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
             try:
-                self._out.write(json.dumps(message) + "\n")
+                self._out.write(line)
                 self._out.flush()
             except (BrokenPipeError, ValueError):
-                pass  # nobody listens any more: end of input follows
+                return  # nobody listens any more: end of input follows
 
     def handle(self, line: str) -> None:
         """Carry out one command and answer it, now or when it is done."""
@@ -141,20 +174,23 @@ class Controller:
             case "show":
                 return {"services": {name: s.call(ControlLoop.show) for name, s in self.services.items()}}
             case "policy":
-                spec = command["policy"]
-                self._service(command).call(lambda loop: loop.swap(spec, self._answer(number)), hurry=4)
+                spec, who, service = command["policy"], str(command.get("who", "operator")), self._service(command)
+                done = self._answer(number, service)
+                service.call(lambda loop: loop.swap(spec, done, who), hurry=SHADOW_CYCLES + 1)
             case "rollback":
-                self._service(command).call(lambda loop: loop.rollback(self._answer(number)), hurry=4)
+                who, service = str(command.get("who", "operator")), self._service(command)
+                done = self._answer(number, service)
+                service.call(lambda loop: loop.rollback(done, who), hurry=SHADOW_CYCLES + 1)
             case other:
                 raise CommandError(f"unknown command {other!r}: expected start, policy, rollback or show")
         return None
 
-    def _answer(self, number: Any) -> Callable[[str | None], None]:
+    def _answer(self, number: Any, service: Service) -> Callable[[str | None], None]:
         """Return what a swap calls when it is done."""
 
         def done(error: str | None) -> None:
             if error is None:
-                self.say(id=number, ok=True)
+                self.say(id=number, ok=True, shadow=service.loop.shadow_report)
             else:
                 self.say(id=number, ok=False, error=error)
 
@@ -184,13 +220,15 @@ class Controller:
                 balancers=int(given.get("balancers", 1)),
                 objective=str(given.get("objective", "mean")),
                 reserve=str(given.get("reserve", "off")),
+                history=given.get("history", ()),
             )
-            loop.on_change = self._teller(given["service"])
+            service = Service(loop)
+            self._listen(service, given["service"])
             try:
                 loop.begin(takeover=self.takeover)
-                started.append(Service(loop))
+                started.append(service)
             except ControllerLockedError as error:
-                locked[Service(loop)] = error
+                locked[service] = error
         if locked and not started:
             raise next(iter(locked.values()))
         for service in started:
@@ -216,11 +254,15 @@ class Controller:
             self._run(service)
             return
 
-    def _teller(self, service: str) -> Callable[[Spec, str], None]:
-        def tell(spec: Spec, why: str) -> None:
-            self.say(event="policy", service=service, policy=spec, why=why)
+    def _listen(self, service: Service, name: str) -> None:
+        """Tell the supervisor what happens in a service's loop."""
 
-        return tell
+        def changed(spec: Spec, why: str) -> None:
+            self.say(event="policy", service=name, policy=spec, why=why, history=list(service.loop.history))
+
+        service.loop.on_change = changed
+        service.loop.on_event = lambda event: self.say(event="audit", service=name, **event)
+        service.report = lambda state: self.say(event="deployment", service=name, state=state)
 
     def stop(self) -> None:
         """End all loops; the segments stay as they are, and the data plane goes on by the last directive."""
@@ -232,6 +274,34 @@ class Controller:
             if not service.is_alive():
                 service.loop.close()
                 service.loop.segment.close()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._writer.join(1.0)
+
+
+def _lines_of(descriptor: int) -> Iterator[str]:
+    """Yield the lines that come, until the input ends.
+
+    A signal that arrives when the main thread is about to read, not reading yet, would be noticed only with the next
+    line: so every signal writes a byte to a pipe that is waited for beside the input.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    rest = b""
+    while True:
+        ready, _, _ = select.select([descriptor, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+        if descriptor not in ready:
+            continue
+        chunk = os.read(descriptor, 65536)
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+        if not chunk:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -248,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, terminate)
     controller = Controller(sys.stdout, takeover=args.takeover)
     try:
-        for line in sys.stdin:
+        for line in _lines_of(sys.stdin.fileno()):
             if line.strip():
                 controller.handle(line)
     except SystemExit:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from controlplane.counters import BUCKET_EDGES_S, OUTCOME_NAMES, Snapshot
+from controlplane.deployment import followed
+from controlplane.deployment.followed import Followed
 from controlplane.servers import Server
 from controlplane.status import Learned
 from shm_layout.layout import SLA_CLASSES
@@ -35,6 +38,8 @@ class ServiceView:
     servers: tuple[Server, ...]
     learned: Learned | None
     log_lost: int
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    deployment: Followed = field(default_factory=Followed)
 
 
 @dataclass
@@ -50,6 +55,7 @@ class ProcessView:
     reloads: Mapping[str, int]
     reload_unix: float
     log_dropped: int
+    audit_dropped: int = 0
     services: tuple[ServiceView, ...] = field(default=())
 
 
@@ -129,6 +135,7 @@ def page(process: ProcessView, now_ns: int) -> str:
             out.add(service.snapshot.total(name), label(service=service.name))
     _services(out, process.services, now_ns)
     _servers(out, process.services)
+    followed.families(out, process.services)
     _histograms(out, process.services)
     return out.text()
 
@@ -153,6 +160,8 @@ def _process(out: Page, process: ProcessView) -> None:
         out.add(count, label(result=result))
     out.family("log_dropped_total", "counter", "Lines of the balancer's own log that nobody took in time.")
     out.add(process.log_dropped)
+    out.family("audit_dropped_total", "counter", "Records of the audit log that could not be written.")
+    out.add(process.audit_dropped)
 
 
 def _services(out: Page, services: Iterable[ServiceView], now_ns: int) -> None:

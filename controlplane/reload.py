@@ -100,7 +100,7 @@ async def _swap_policies(
         before = service.policy
         try:
             if controller is not None:
-                await controller.command(cmd="policy", service=name, policy=spec)
+                await controller.command(cmd="policy", service=name, policy=spec, who="reload")
         except ControllerUnavailableError:
             service.note_policy(spec, "set")  # the next controller is told at its start
         except ControllerError as error:
@@ -114,6 +114,6 @@ async def _swap_policies(
 async def _take_back(controller: Controller | None, service: LiveService, policy: dict[str, Any]) -> None:
     try:
         if controller is not None:
-            await controller.command(cmd="policy", service=service.name, policy=policy)
+            await controller.command(cmd="policy", service=service.name, policy=policy, who="reload")
     except ControllerError:
         service.note_policy(policy, "rolled back")

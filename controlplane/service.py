@@ -13,6 +13,7 @@ from typing import Any
 from controlplane import counters, settings
 from controlplane.access_log import AccessLog
 from controlplane.config import Service
+from controlplane.deployment.followed import Followed
 from controlplane.health import CheckPlan, CheckResult, HealthChecks, set_down, take_result
 from controlplane.listeners import Listeners, open_listeners
 from controlplane.metrics import ServiceView
@@ -35,6 +36,7 @@ class LiveService:
         self.config = config
         self.policy: dict[str, Any] = config.policy.spec()
         self.policies_before: list[dict[str, Any]] = []  # latest last
+        self.deployment = Followed()
         self.threads = settings.threads(config)
         self.table = ServerTable(settings.segment_limits(config).max_servers)
         self.table.configure(config.servers)
@@ -82,6 +84,7 @@ class LiveService:
             "objective": self.config.objective,
             "reserve": self.config.reserve,
             "policy": self.policy,
+            "history": self.policies_before,
         }
 
     @property
@@ -209,8 +212,11 @@ class LiveService:
 
     # Changes.
 
-    def note_policy(self, spec: dict[str, Any], why: str) -> None:
-        """Take note of the policy in force."""
+    def note_policy(self, spec: dict[str, Any], why: str, history: list[dict[str, Any]] | None = None) -> None:
+        """Take note of the policy in force, and of those before when the controller tells them."""
+        if history is not None:
+            self.policy, self.policies_before = spec, history
+            return
         if spec == self.policy:
             return
         if why.startswith("rolled back") and self.policies_before:
@@ -295,6 +301,7 @@ class LiveService:
             "directive": None
             if learned is None
             else {"policy": learned.policy, "sequence": learned.sequence, "age_s": round(learned.age_s, 3)},
+            "deployment": self.deployment.document(self.policy),
             **traffic_status(self.config.mode, snapshot, recent),
             "log_lost": self.log_lost,
             "servers": [server_status(server, snapshot, recent, learned) for server in self.table],
@@ -307,7 +314,14 @@ class LiveService:
     def view(self) -> ServiceView:
         """Return what the metrics are made of."""
         return ServiceView(
-            self.name, self.config.mode, self.snapshot(), tuple(self.table), self.learned(), self.log_lost
+            self.name,
+            self.config.mode,
+            self.snapshot(),
+            tuple(self.table),
+            self.learned(),
+            self.log_lost,
+            self.policy,
+            self.deployment,
         )
 
     @property

@@ -115,8 +115,9 @@ def refusals(old: Config, new: Config) -> list[tuple[tuple[str, ...], str]]:
     found: list[tuple[tuple[str, ...], str]] = []
     if new.instance != old.instance:
         found.append((("instance",), f"cannot change from '{old.instance}' without a restart"))
-    if new.admin != old.admin:
-        found.append((("admin", "listen"), "cannot change without a restart"))
+    for key in ("listen", "audit"):
+        if getattr(new.admin, key) != getattr(old.admin, key):
+            found.append((("admin", key), "cannot change without a restart"))
     for name in old.service.keys() - new.service.keys():
         found.append((("service", name), "a service cannot be removed without a restart"))
     for name in new.service.keys() - old.service.keys():

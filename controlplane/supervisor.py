@@ -25,6 +25,7 @@ from controlplane import logs, reload, stats_csv
 from controlplane.admin import Admin
 from controlplane.config import Config
 from controlplane.config_errors import Problem
+from controlplane.deployment.audit import AuditLog
 from controlplane.liveness import Liveness
 from controlplane.metrics import ProcessView
 from controlplane.notify import Notifier
@@ -83,6 +84,7 @@ class Supervisor:
         self._dataplane: DataPlane | None = None
         self._controller: Controller | None = None
         self._admin: Admin | None = None
+        self.audit = AuditLog()
         self._liveness: Liveness | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -105,6 +107,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         raise_descriptor_limit()
+        self._open_audit()
         for name, service_config in self.config.service.items():
             self.services[name] = LiveService(name, service_config, self.config.instance)
         if self.config.admin.listen is not None:
@@ -126,6 +129,14 @@ class Supervisor:
             self.log.info("admin on %s", self._admin.shown)
         await self._wait_for_controller()
         self._notify.ready(f"{len(self.services)} services")
+
+    def _open_audit(self) -> None:
+        path = self.config.admin.audit
+        try:
+            self.audit = AuditLog("" if path == "off" else path)
+        except OSError as error:
+            raise StartError(f"admin.audit: cannot open {path}: {error.strerror}") from None
+        self.audit.record("started", who=f"uid {os.getuid()}", version=self.version, instance=self.config.instance)
 
     async def _wait_for_dataplane(self, failed: asyncio.Future[str]) -> None:
         assert self._dataplane is not None
@@ -221,6 +232,8 @@ class Supervisor:
             await self._admin.stop()
         for service in self.services.values():
             service.close()
+        self.audit.record("ended", who="supervisor")
+        self.audit.close()
         # From here on there is nothing left to end: a late signal must not turn a clean end into a death by signal.
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT):
@@ -252,6 +265,7 @@ class Supervisor:
 
     def _reopen_logs(self) -> None:
         self.log.info("logs are opened anew")
+        self.audit.reopen()
         for service in self.services.values():
             service.reopen_log()
 
@@ -259,15 +273,22 @@ class Supervisor:
         self.log.info("state: %s", json.dumps(self.status(), separators=(",", ":")))
 
     def _controller_said(self, event: dict[str, Any]) -> None:
-        """The controller tells of every change of policy, ours and its own (demoted, rolled back by the guard).
-
-        That is the policy in force: a new controller is started with it.
-        """
+        """The controller tells of every change of policy, ours and its own (demoted, rolled back by the guard): that
+        is the policy in force, with which a new controller is started. And of every step of a deployment."""
         service = self.services.get(str(event.get("service")))
-        spec, why = event.get("policy"), str(event.get("why", ""))
-        if service is not None and isinstance(spec, dict):
+        if service is None:
+            return
+        service.deployment.lost += int(event.get("lost", 0))
+        if event["event"] == "deployment":
+            service.deployment.state = event.get("state") or {}
+        elif event["event"] == "audit":
+            service.deployment.take(event)
+            told = {key: value for key, value in event.items() if key not in ("event", "service", "lost")}
+            self.audit.record(str(told.pop("what", "?")), who=str(told.pop("who", "?")), service=service.name, **told)
+        elif isinstance(spec := event.get("policy"), dict):
+            why = str(event.get("why", ""))
             self.log.info("%s: policy %s is in force: %s", service.name, spec.get("name"), why)
-            service.note_policy(spec, why)
+            service.note_policy(spec, why, event.get("history"))
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -292,19 +313,25 @@ class Supervisor:
                 self.log.info("reloaded: %s", "; ".join(outcome.changes) or "nothing has changed")
             for problem in outcome.problems:
                 self.log.error("not reloaded: %s", problem)
+            self.audit.record(
+                "reloaded" if outcome.good else "reload refused",
+                who="reload",
+                changes=list(outcome.changes),
+                problems=[str(problem) for problem in outcome.problems],
+            )
             self._notify.ready("reloaded" if outcome.good else "the new configuration was refused")
             return outcome
 
-    async def set_policy(self, service: LiveService, spec: dict[str, Any]) -> dict[str, Any]:
-        """Swap a service's policy; returns the controller's answer. Raises ControllerError."""
-        await self._command(cmd="policy", service=service.name, policy=spec)
-        return {"service": service.name, "policy": service.policy}
+    async def set_policy(self, service: LiveService, spec: dict[str, Any], who: str = "operator") -> dict[str, Any]:
+        """Swap a service's policy, or change its share; returns what it did in shadow. Raises ControllerError."""
+        answer = await self._command(cmd="policy", service=service.name, policy=spec, who=who)
+        return {"service": service.name, "policy": service.policy, **answer}
 
-    async def rollback_policy(self, service: LiveService) -> dict[str, Any]:
+    async def rollback_policy(self, service: LiveService, who: str = "operator") -> dict[str, Any]:
         """Go back to the policy before; raises ControllerError."""
         before = service.policies_before
         try:
-            await self._command(cmd="rollback", service=service.name)
+            await self._command(cmd="rollback", service=service.name, who=who)
         except ControllerUnavailableError:
             raise
         except ControllerError:
@@ -367,6 +394,7 @@ class Supervisor:
             reloads=self._reloads,
             reload_unix=self._reload_unix,
             log_dropped=self._dropping.dropped,
+            audit_dropped=self.audit.dropped,
             services=tuple(service.view() for service in self.services.values()),
         )
 

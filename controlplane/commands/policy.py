@@ -17,14 +17,17 @@ EXAMPLES = """
   vickrey policy list
   vickrey policy set leastconn                 HAProxy's names are understood
   vickrey policy set gsed c=0.3                with an option
-  vickrey policy set p2c --enforcing 10        a tenth of the flows; the others follow the fallback
-  vickrey policy set peak_ewma --shadow        decide, do not act
+  vickrey policy set peak_ewma --shadow        decide beside the one in force, do not act
+  vickrey policy set --enforcing 10            now a tenth of the traffic; the rest has the one before
+  vickrey policy set p2c --switchback 10       measured against the one in force, in blocks of 10 s; the winner stays
+  vickrey policy set gsed --adapt              fine-tuned while it is in force
   vickrey policy set mine.yaml                 a file: {name: gsed, c: 0.3}
   vickrey policy set mine.safetensors          a learned policy: checked here, and again by the controller
   vickrey policy show mine.safetensors         what it is, on what it was trained, how it was evaluated
   vickrey policy show mine.safetensors --card  the same as Markdown
   vickrey policy check mine.safetensors        is it whole, and how long does a decision take?
   vickrey policy rollback
+  vickrey policy audit                         who changed what, and what the controller did
 """
 
 
@@ -39,6 +42,7 @@ Check a policy file whole, as the controller will, and let it decide for 256 ser
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from controlplane.command import add_admin, add_json
+    from controlplane.deployment.command import add_audit, add_options
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="all policies", description="List all policies; needs no balancer.")
@@ -53,11 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(check)
     rollback = actions.add_parser("rollback", help="back to the policy before", description="Go back one policy.")
     change = actions.add_parser("set", help="change the policy", description="Change the policy under traffic.")
-    change.add_argument("policy", metavar="NAME|FILE", help=SET_WHAT)
+    change.add_argument("policy", metavar="NAME|FILE", nargs="?", help=SET_WHAT)
     change.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the policy")
-    change.add_argument("--shadow", action="store_true", help="only log what it would do")
-    change.add_argument("--enforcing", type=int, metavar="PERCENT", help="share of the flows that follow it, 0 … 100")
-    for sub in (show, rollback, change):
+    add_options(change)
+    audit = add_audit(actions)
+    for sub in (show, rollback, change, audit):
         sub.add_argument("--service", help="service that is meant, when there are several")
         add_admin(sub)
 
@@ -69,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         return _check(args)
     if args.action == "show" and (args.file is not None or args.card):
         return _show_file(args)
+    if args.action == "audit":
+        return _audit(args)
 
     from controlplane.client import Client, the_service
     from controlplane.command import print_json
@@ -87,6 +93,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(describe(service, answer))
     return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from controlplane.deployment.command import print_audit
+
+    return print_audit(args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -178,7 +190,14 @@ def _spec(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the admin API is sent for `policy set`."""
     from controlplane import registry
     from controlplane.command import CommandError
+    from controlplane.deployment.command import apply_options
 
+    if args.policy is None:
+        change: dict[str, Any] = {}
+        apply_options(args, change)
+        if not change:
+            raise CommandError("which policy? Without one, --enforcing and the like change the one in force", status=2)
+        return change
     spec, folder = registry.spec_of(args.policy), ""
     if spec["name"] == args.policy and ("/" in args.policy or args.policy.endswith((".yaml", ".yml", ".json"))):
         spec, folder = _from_file(args.policy), os.path.dirname(args.policy)
@@ -187,12 +206,7 @@ def _spec(args: argparse.Namespace) -> dict[str, Any]:
         if not key or not equals or not text:
             raise CommandError(f"expected OPTION=VALUE, not '{option}'", status=2)
         spec[key] = _value(option, text)
-    if args.shadow:
-        spec["mode"] = "shadow"
-    if args.enforcing is not None:
-        if not 0 <= args.enforcing <= 100:
-            raise CommandError(f"expected --enforcing from 0 to 100, not {args.enforcing}", status=2)
-        spec["enforcing"] = args.enforcing
+    apply_options(args, spec)
     if spec["name"] == "learned":
         _check_learned(spec, folder)
     return spec

@@ -77,7 +77,9 @@ def service_line(name: str, service: Mapping[str, Any]) -> str:
     policy = service.get("policy", "")
     policy_name = policy.get("name", "?") if isinstance(policy, dict) else str(policy)
     if isinstance(policy, dict):
-        if policy.get("mode") == "shadow":
+        if policy.get("switchback"):
+            policy_name += " (switchback)"
+        elif policy.get("mode") == "shadow":
             policy_name += " (shadow)"
         elif policy.get("enforcing", 100) != 100:
             policy_name += f" ({policy['enforcing']} %)"
@@ -96,8 +98,36 @@ def service_line(name: str, service: Mapping[str, Any]) -> str:
 
 def service_title(name: str, service: Mapping[str, Any]) -> str:
     """Return the lines above a service's table: what it is, and its auction where there is one."""
-    lines = (service_line(name, service), auction_line(service), waiting_line(service))
+    lines = (service_line(name, service), deployment_line(service), auction_line(service), waiting_line(service))
     return "\n".join(line for line in lines if line)
+
+
+def deployment_line(service: Mapping[str, Any]) -> str:
+    """Return a line for how the policy comes into force; empty where there is nothing to tell."""
+    from controlplane.table import percent
+
+    deployment = service.get("deployment")
+    if not isinstance(deployment, dict):
+        return ""
+    words = []
+    if deployment.get("blend") is not None:
+        words.append(f"blend {percent(deployment['blend'])} novelty {digits(deployment.get('novelty'))}")
+    trial = deployment.get("trial")
+    if isinstance(trial, dict):
+        words.append(f"beside {trial['incumbent']['name']} agreement {percent(trial.get('agreement_mean'))}")
+    switchback = deployment.get("switchback")
+    if isinstance(switchback, dict):
+        words.append(f"switchback {switchback['state']}, {switchback['pairs']} pairs{_effect(switchback.get('mean'))}")
+    adapt = deployment.get("adapt")
+    if isinstance(adapt, dict):
+        words.append(f"adapting, {adapt['kept']} steps kept, {adapt['dropped']} not")
+    return "  ".join(["", *words]) if words else ""
+
+
+def _effect(effect: Any) -> str:
+    if not isinstance(effect, dict) or any(effect.get(key) is None for key in ("change", "low", "high")):
+        return ""
+    return f", mean {effect['change']:+.1%} ({effect['low']:+.1%} … {effect['high']:+.1%})"
 
 
 def auction_line(service: Mapping[str, Any]) -> str:

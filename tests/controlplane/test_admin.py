@@ -163,7 +163,7 @@ def test_the_policy_in_force_can_be_looked_into(running):
         ("PATCH", "/v1/services/web/servers/SERVER", {}, 400, "nothing to change"),
         ("PATCH", "/v1/services/web/servers/SERVER", [], 400, "the body must be a JSON object"),
         ("POST", "/v1/services/web/policy", {"name": "nosuch"}, 409, "unknown policy 'nosuch'"),
-        ("POST", "/v1/services/web/policy", {}, 409, "a name is needed"),
+        ("POST", "/v1/services/web/policy", {}, 409, "nothing to change: without a name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_in_words(running, method, path, body, status, says):

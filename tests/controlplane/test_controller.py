@@ -119,7 +119,11 @@ def test_a_policy_is_set_shown_and_rolled_back(segment, controller):
     refused = process.command(cmd="rollback", service="web")
     assert not refused["ok"]
     assert "no policy to go back to" in refused["error"]
-    assert [(e["policy"]["name"], e["why"]) for e in process.events] == [("gsed", "set"), ("lsq", "rolled back")]
+    changes = [event for event in process.events if event["event"] == "policy"]
+    assert [(e["policy"]["name"], e["why"]) for e in changes] == [("gsed", "set"), ("lsq", "rolled back")]
+    assert [e["history"] for e in changes] == [[{"name": "lsq"}], []]
+    steps = [event["what"] for event in process.events if event["event"] == "audit"]
+    assert steps == ["shadowed", "enforced", "shadowed", "rolled back", "enforced"]
 
 
 def test_every_rule_reaches_the_segment(segment, controller):
