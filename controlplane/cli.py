@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sim": ("sim", "compare policies in the simulator: scenarios, seeds, confidence intervals, reports"),
     "train": ("train", "train a policy in the simulator: agents, scenarios, evaluations, checkpoints"),
     "eval": ("eval", "evaluate a policy against every heuristic at its tuned best; the promotion gate"),
+    "reproduce": ("reproduce", "the predecessors' published comparisons, rebuilt in the simulator"),
     "compare": ("compare", "Vickrey beside HAProxy, nginx and Envoy on the same arrivals; a report with plots"),
     "auction": ("auction", "the round-based auction simulation, its plots and its tamper-evident ledger"),
     "reload": ("reload", "make a running balancer read its configuration file again"),

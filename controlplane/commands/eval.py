@@ -138,24 +138,32 @@ def _suite(args: argparse.Namespace) -> Suite:
 
     from controlplane.command import CommandError
     from controlplane.config_errors import ConfigError
-    from controlplane.evaluation.suite import load, seeds_of
+    from controlplane.evaluation.suite import load
 
     try:
         suite = load(args.suite)
     except ConfigError as error:
         raise CommandError(str(error), details={"problems": error.as_json()}) from None
     if args.seeds is not None:
-        try:
-            parts = [int(part) for part in args.seeds.split(",")]
-            suite = replace(suite, seeds=seeds_of(parts if "," in args.seeds else parts[0]))
-        except ValueError as error:
-            text = (
-                str(error) if str(error).startswith("expected") else f"expected a number or a list, not '{args.seeds}'"
-            )
-            raise CommandError(f"--seeds: {text}", status=2) from None
+        suite = replace(suite, seeds=seeds_from(args.seeds))
         if set(suite.seeds) & set(suite.tuning_seeds):
             raise CommandError("--seeds: expected others than those on which heuristics are tuned", status=2)
     return suite
+
+
+def seeds_from(text: str) -> tuple[int, ...]:
+    """Return the seeds that --seeds asks for."""
+    from controlplane.command import CommandError
+    from controlplane.evaluation.suite import seeds_of
+
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise CommandError(f"expected --seeds as a number or a list like 7,8,9, not '{text}'", status=2) from None
+    try:
+        return seeds_of(numbers if "," in text else numbers[0])
+    except ValueError as error:
+        raise CommandError(f"--seeds: {error}", status=2) from None
 
 
 def _only(suite: Suite, text: str | None) -> list[str] | None:
@@ -195,19 +203,23 @@ def policy_of(text: str) -> Policy:
     """Return the policy that an argument names. Raises CommandError."""
     from pydantic import ValidationError
 
+    import os
+
+    from controlplane import registry
     from controlplane.command import CommandError
     from controlplane.commands.policy import _from_file, _value
     from controlplane.simulation.scenario import Policy
     from controlplane.simulation.scenario_file import explain
 
     spec: dict[str, Any]
-    if text.endswith(".safetensors"):
-        spec = {"name": "learned", "label": _stem(text), "file": text}
-    elif text.endswith((".yaml", ".yml", ".json")):
-        spec = dict(_from_file(text))
+    if text.endswith((".yaml", ".yml", ".json")):
+        spec = registry.absolute(_from_file(text), os.path.dirname(text))
+    elif text.startswith(registry.PREFIX) or text.endswith(registry.SUFFIX):
+        spec = registry.spec_of(text) | {"label": _stem(text)}
     else:
         name, *options = text.split(":")
-        spec = {"name": name}
+        spec = registry.spec_of(name)
+        spec |= {"label": name} if spec["name"] != name else {}
         for option in options:
             key, equals, value = option.partition("=")
             if not key or not equals or not value:
@@ -223,7 +235,7 @@ def policy_of(text: str) -> Policy:
 def _stem(path: str) -> str:
     from pathlib import Path
 
-    return Path(path).stem
+    return Path(path.removeprefix("shipped:")).stem
 
 
 def _check(suite: Suite, candidates: Sequence[Policy]) -> None:

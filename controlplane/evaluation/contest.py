@@ -39,22 +39,25 @@ def hold(contest: Contest, workers: int, stage: Stage) -> dict[str, Any]:
     tuned = tune(families, whole.tuning_seeds, contest.rivals, workers, stage("tuning"), again=contest.again)
     suite = suite.quick() if contest.quick else suite
     field = Field(contest.candidates, {e.name: _met(contest, e.family, tuned) for e in suite.entries})
-    policies = {e.name: [*contest.candidates, *field.rivals[e.name]] for e in suite.entries}
+    policies = {e.name: _once([*contest.candidates, *field.rivals[e.name]]) for e in suite.entries}
     outcomes = perform_all(tasks_of(suite.entries, suite.seeds, policies), workers, stage("evaluating"))
     return document(suite, field, tuned, outcomes, contest.metric, contest.quick)
 
 
+def _once(policies: Sequence[Policy]) -> list[Policy]:
+    """Return each policy once: a heuristic may be a candidate too."""
+    return list({policy.title: policy for policy in policies}.values())
+
+
 def _met(contest: Contest, family: str, tuned: Tuned) -> list[Policy]:
-    """Return the heuristics of a family, as tuned. One that is itself a candidate is not its own rival."""
-    met = [rival.policy(tuned.get((family, rival.name), {})) for rival in contest.rivals]
-    titles = {policy.title for policy in contest.candidates}
-    return [policy for policy in met if policy.title not in titles]
+    """Return the heuristics of a family, as tuned."""
+    return [rival.policy(tuned.get((family, rival.name), {})) for rival in contest.rivals]
 
 
 def named(candidates: Sequence[Policy], given: Sequence[str]) -> list[Policy]:
     """Return the candidates, each called so that no heuristic is: as it was given where its title is one's.
 
-    A heuristic without options that is a candidate keeps its name, and takes the rival's place.
+    A heuristic without options that is a candidate keeps its name: its runs are the heuristic's.
     """
     found: list[Policy] = []
     names = {rival.name: rival for rival in RIVALS}

@@ -110,15 +110,20 @@ class _View:
             return None
         return np.array([(r.figures["rejected"] + r.figures["failed"]) / max(r.figures["flows"], 1.0) for r in runs])
 
-    def best(self, figure: str) -> str | None:
-        """Return the heuristic with the least figure, None where none has one."""
-        known = {rival.title: float(np.mean(np.log(self.values(rival.title, figure)))) for rival in self.rivals}
+    def against(self, policy: Policy) -> list[Policy]:
+        """Return the heuristics that a policy meets: not itself."""
+        return [rival for rival in self.rivals if rival.title != policy.title]
+
+    def best(self, figure: str, policy: Policy | None = None) -> str | None:
+        """Return the heuristic (of those that the policy meets) with the least figure, None where none has one."""
+        met = self.rivals if policy is None else self.against(policy)
+        known = {rival.title: float(np.mean(np.log(self.values(rival.title, figure)))) for rival in met}
         known = {title: value for title, value in known.items() if math.isfinite(value)}
         return min(known, key=known.__getitem__) if known else None
 
     def cell(self, policy: Policy) -> Cell:
         """Return what the gate judges by."""
-        title, best = policy.title, self.best(self.metric)
+        title, best = policy.title, self.best(self.metric, policy)
         runs = self.runs(title)
         mine = self.values(title, self.metric)
         problem = runs.error if isinstance(runs, Failure) else ""
@@ -126,12 +131,12 @@ class _View:
             problem = "no flow was completed"
         recovery = {}
         if self.entry.recovery is not None:
-            here = [rival.title for rival in self.rivals if rival.title in ESTIMATORS]
+            here = [rival.title for rival in self.against(policy) if rival.title in ESTIMATORS]
             mean = self.phase(title, self.entry.recovery)
             recovery = {name: paired_ratio(mean, self.phase(name, self.entry.recovery)) for name in here}
         return Cell(
             self.entry.name,
-            {rival.title: paired_ratio(mine, self.values(rival.title, self.metric)) for rival in self.rivals},
+            {rival.title: paired_ratio(mine, self.values(rival.title, self.metric)) for rival in self.against(policy)},
             lost=self.lost(title),
             lost_best=None if best is None else self.lost(best),
             recovery=recovery,
@@ -142,14 +147,16 @@ class _View:
         entry = self.entry
         world = entry.scenario.world(self.suite.seeds[0])
         rows = [self._row(policy, "candidate") for policy in candidates]
-        rows += [self._row(policy, "heuristic") for policy in self.rivals]
+        titles = [policy.title for policy in candidates]
+        rows += [self._row(policy, "heuristic") for policy in self.rivals if policy.title not in titles]
         for policy, row in zip(candidates, rows, strict=False):
+            row["best"] = {metric: self.best(metric, policy) for metric in METRICS}
             row["against"] = {
                 rival.title: {
                     metric: _ratio(paired_ratio(self.values(policy.title, metric), self.values(rival.title, metric)))
                     for metric in METRICS
                 }
-                for rival in self.rivals
+                for rival in self.against(policy)
             }
         return {
             "scenario": entry.name,
@@ -258,8 +265,8 @@ def summary(found: Mapping[str, Any], policy: str) -> dict[str, Any]:
     rows = []
     for scenario, verdict in zip(found["scenarios"], gate["scenarios"], strict=True):
         row = next(r for r in scenario["policies"] if r["policy"] == policy and r["role"] == "candidate")
-        best = scenario["best"]["mean"]
-        against = row.get("against", {}).get(best, {}).get("mean", {})
+        best = row["best"]["mean"]
+        against = row["against"].get(best, {}).get("mean", {})
         rows.append(
             {
                 "scenario": scenario["scenario"],

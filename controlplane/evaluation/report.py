@@ -76,12 +76,15 @@ def html(found: Mapping[str, Any]) -> str:
         seeds = _seeds(found["tuning"]["seeds"])
         parts += ["<h2>Tuned options</h2>", f"<p>By family, on seeds {seeds}, which are not the evaluation's.</p>"]
         parts.append(table(*tables.tuning_table(found)))
-    parts.append(f"<style>{_STYLE}</style>")
+    return page(title, parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Return a page of these parts."""
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
@@ -118,7 +121,8 @@ def ratios(found: Mapping[str, Any], policy: str) -> str:
     """Return the plot of a candidate's mean against the best heuristic's, a row a scenario."""
     rows: list[tuple[str, float | None, float | None]] = []
     for scenario in found["scenarios"]:
-        versus = tables.row_of(scenario, policy).get("against", {}).get(scenario["best"]["mean"], {}).get("mean", {})
+        row = tables.row_of(scenario, policy)
+        versus = row["against"].get(row["best"]["mean"], {}).get("mean", {})
         value, low, high = (versus.get(name) for name in ("value", "low", "high"))
         rows.append(
             (

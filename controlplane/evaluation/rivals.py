@@ -32,12 +32,12 @@ class Rival:
 
 RIVALS: tuple[Rival, ...] = (
     Rival("adaptive", strong=True),
-    Rival("gsed", _grid(c=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5)), strong=True),
-    Rival("gsed_estimated", _grid(decay=(0.98, 0.995), c=(0.1, 0.25, 0.5, 1.0)), strong=True),
+    Rival("gsed", _grid(c=(0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)), strong=True),
+    Rival("gsed_estimated", _grid(decay=(0.98, 0.995, 0.999), c=(0.1, 0.25, 0.5, 1.0)), strong=True),
     Rival("sed", strong=True),
     Rival("lsq", strong=True),
     Rival("peak_ewma", _grid(decay=(1.0, 3.0, 10.0))),
-    Rival("awcmp", _grid(gain=(0.1, 0.3, 1.0))),
+    Rival("awcmp", _grid(gain=(0.03, 0.1, 0.3))),
     Rival("auction"),
     Rival("p2c"),
     Rival("wcmp"),

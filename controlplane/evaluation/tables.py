@@ -30,8 +30,8 @@ def candidate_table(found: Mapping[str, Any], policy: str) -> Table:
     columns += [">SLOWDOWN P99", ">VS ADAPTIVE", ">VS CENTRAL QUEUE", "VERDICT"]
     rows = []
     for scenario, verdict in zip(found["scenarios"], gate["scenarios"], strict=True):
-        row, best = row_of(scenario, policy), scenario["best"][found["metric"]]
-        against = row.get("against", {})
+        row = row_of(scenario, policy)
+        best, against = row["best"][found["metric"]], row["against"]
         versus = against.get(best, {})
         rows.append(
             [
