@@ -42,6 +42,8 @@ log = logging.getLogger("vickrey.controller")
 
 # Between the shadow cycles of a policy that is being set, seconds, when the interval is longer.
 SHADOW_INTERVAL = 0.2
+# Decides where the policy that was in force cannot be made again.
+STAND_IN = "adaptive"
 INTERVAL_LEAST = 0.01
 # Between tries to become the controller of a service that another one has, seconds.
 LOCKED_RETRY = 1.0
@@ -212,16 +214,7 @@ class Controller:
             if not INTERVAL_LEAST <= interval <= 3600:
                 raise CommandError(f"service {given['service']}: interval {interval} s: expected 0.01 … 3600")
             segment = Segment.attach(given["segment"], writable=True)
-            loop = ControlLoop(
-                segment,
-                given["service"],
-                given.get("policy", "adaptive"),
-                interval=interval,
-                balancers=int(given.get("balancers", 1)),
-                objective=str(given.get("objective", "mean")),
-                reserve=str(given.get("reserve", "off")),
-                history=given.get("history", ()),
-            )
+            loop = _loop(given, segment, interval)
             service = Service(loop)
             self._listen(service, given["service"])
             try:
@@ -277,6 +270,31 @@ class Controller:
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
         self._writer.join(1.0)
+
+
+def _loop(given: dict[str, Any], segment: Segment, interval: float) -> ControlLoop:
+    """Return a service's control loop. What was in force may be there no longer, its file gone or damaged since: then
+    the default policy decides, and the others' services have their controller."""
+
+    def make(policy: str | Spec) -> ControlLoop:
+        return ControlLoop(
+            segment,
+            given["service"],
+            policy,
+            interval=interval,
+            balancers=int(given.get("balancers", 1)),
+            objective=str(given.get("objective", "mean")),
+            reserve=str(given.get("reserve", "off")),
+            history=given.get("history", ()),
+        )
+
+    try:
+        return make(given.get("policy", STAND_IN))
+    except ValueError as error:
+        log.error("%s: %s; %s decides until a policy is set", given["service"], error, STAND_IN)
+        loop = make(STAND_IN)
+        loop.demoted = str(error)
+        return loop
 
 
 def _lines_of(descriptor: int) -> Iterator[str]:
