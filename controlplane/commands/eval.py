@@ -201,9 +201,9 @@ def _rivals(text: str | None, quick: bool) -> Sequence[Rival]:
 
 def policy_of(text: str) -> Policy:
     """Return the policy that an argument names. Raises CommandError."""
-    from pydantic import ValidationError
-
     import os
+
+    from pydantic import ValidationError
 
     from controlplane import registry
     from controlplane.command import CommandError
