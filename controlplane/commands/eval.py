@@ -83,21 +83,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(found: dict[str, Any]) -> None:
     from controlplane.evaluation import tables
-    from controlplane.table import print_table
 
     print(tables.heading(found))
     for gate in found["gate"]:
-        print()
-        print_table(*tables.candidate_table(found, gate["policy"]), title=gate["policy"])
+        print_under(gate["policy"], tables.candidate_table(found, gate["policy"]))
     recovery = tables.recovery_table(found)
     if recovery:
-        print()
-        print_table(*recovery, title="Recovery: mean of the first 200 service times after a capacity swap, ms")
+        print_under("Recovery: mean of the first 200 service times after a capacity swap, ms", recovery)
+    print_under("What no proxy can reach: means, ms", tables.reference_table(found))
     print()
     for gate in found["gate"]:
         print("\n".join(tables.verdict_lines(gate)))
     for line in tables.failures(found):
         print(line)
+
+
+def print_under(title: str, table: tuple[list[str], list[list[str]]]) -> None:
+    """Print a table under its title, in several of fewer columns where the terminal is narrow."""
+    from controlplane.commands.sim import print_fitting
+
+    print(f"\n{title}")
+    print_fitting(*table)
 
 
 def _list(as_json: bool) -> int:

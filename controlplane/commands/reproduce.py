@@ -81,13 +81,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: dict[str, Any]) -> None:
+    from controlplane.commands.eval import print_under
     from controlplane.evaluation import reproduce
-    from controlplane.table import print_table
 
     print(reproduce.heading(found))
     for case in found["cases"]:
-        print()
-        print_table(*reproduce.case_table(case), title=reproduce.case_heading(case))
+        print_under(reproduce.case_heading(case), reproduce.case_table(case))
     lines = reproduce.agreement(found)
     if lines:
         print("\n" + "\n".join(lines))

@@ -72,21 +72,21 @@ def run(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     print(outcome.heading(found))
-    _print_fitting(*outcome.table(found))
+    print_fitting(*outcome.table(found))
     phases = outcome.phase_table(found)
     if phases:
         print()
-        _print_fitting(*phases)
+        print_fitting(*phases)
     classes = outcome.class_table(found)
     if classes:
         print()
-        _print_fitting(*classes)
+        print_fitting(*classes)
     if writer is not None:
         print(f"\n{writer.page}")
     return 0
 
 
-def _print_fitting(columns: list[str], rows: list[list[str]]) -> None:
+def print_fitting(columns: list[str], rows: list[list[str]]) -> None:
     """Print a table, in several of fewer columns where the terminal is narrow."""
     import shutil
 

@@ -59,7 +59,7 @@ def test_a_heuristic_against_heuristics_end_to_end(tiny, tmp_path, capsys):
     text, err = capsys.readouterr()
     assert "2 scenarios × 3 paired seeds" in text
     rows = [line.split() for line in text.splitlines() if line.startswith(("one ", "swap "))]
-    assert len(rows) == 2
+    assert len(rows) == 2 * 2  # the comparison and the references
     assert re.search(r"[+-]\d+\.\d+% \[[+-][\d.]+, [+-][\d.]+\]", text)
     assert "Recovery" in text
     assert "gsed_estimated untuned: does not pass the gate" in text
@@ -192,3 +192,26 @@ def test_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path):
     assert process.returncode == 1
     assert b"Traceback" not in err
     assert out == b""
+
+
+def test_a_policy_file_is_evaluated_and_carries_its_verdict(tiny, tmp_path, capsys):
+    """A network that corrects nothing is its base policy: `adaptive`, to the last flow."""
+    from controlplane.learned.policy_file import read
+    from tests.learned.files import neutral, save
+
+    path = save(tmp_path / "nothing.safetensors", neutral())
+    arguments = (str(path), "--suite", tiny, "--only", "one", "--against", "adaptive,sed", "--record")
+    found = document(capsys, *arguments)
+    (candidate, *_) = found["scenarios"][0]["policies"]
+    assert candidate["policy"] == "nothing"
+    assert candidate["against"]["adaptive"]["mean"]["value"] == 1.0
+    recorded = read(path)[1].evaluation
+    assert recorded is not None
+    assert recorded["gate"] == "failed"
+    assert recorded["digest"] == found["digest"]
+    assert [row["scenario"] for row in recorded["scenarios"]] == ["one"]
+    assert recorded["scenarios"][0]["ratio"] == pytest.approx(
+        candidate["against"][candidate["best"]["mean"]]["mean"]["value"]
+    )
+    # Its weights are what they were: it can be evaluated again, and comes out the same.
+    assert document(capsys, *arguments)["runs"] == found["runs"]
