@@ -135,10 +135,12 @@ def regression(
     *,
     seconds: float = LEAST_SECONDS,
     flows: int = LEAST_FLOWS,
+    tail: float = TAIL_TIMES * TAIL,
 ) -> str:
     """Return how the time from start to now is clearly worse than that from before to since; empty: it is not.
 
-    seconds, flows: that the new time has at least to be judged.
+    seconds, flows: that the new time has at least to be judged. tail: the part of the flows beyond the old p99 from
+    which on it is worse.
     """
     took, closed = now.now - start.now, now.closed - start.closed
     old_took, old_closed = since.now - before.now, since.closed - before.closed
@@ -160,7 +162,7 @@ def regression(
     p, p_old = float(new[above:].sum() / new.sum()), float(old[above:].sum() / old.sum())
     p_old = max(p_old, TAIL / 2)
     error = np.sqrt(p_old * (1 - p_old) * (1 / new.sum() + 1 / old.sum()))
-    if p > TAIL_TIMES * TAIL and p - p_old > STANDARD_ERRORS * error:
+    if p > tail and p - p_old > STANDARD_ERRORS * error:
         return f"{p:.0%} of the flows take longer than the p99 before"
     return ""
 

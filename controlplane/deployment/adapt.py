@@ -31,7 +31,7 @@ from controlplane.guard import Totals
 
 PAIRS, ANCHOR, REST = 12, 4, 600.0
 # Parts of a parameter's range.
-STEP, STEP_LEAST, STEP_MOST = 0.1, 0.02, 0.25
+STEP, STEP_LEAST, STEP_MOST = 0.2, 0.05, 0.3
 GROW, SHRINK = 1.5, 0.5
 
 Values = dict[str, float]

@@ -346,6 +346,8 @@ class Deployment:
     def _taken(self, why: str) -> None:
         """What follows every change: tell who is in force, and begin or end its adaptation."""
         if self.tuner is None or self.tuner.policy is not self.chosen.policy or self.chosen.adapt is None:
+            if self.tuner is not None:
+                self.tuner.stop()
             self.tuner = Tuner.of(self.chosen, self._rng)
         self._tell(
             "enforced",

@@ -58,7 +58,7 @@ def interval(values: Sequence[float], error: float = 0.05) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def looks(most: int, number: int = 5, least: int = 5) -> tuple[int, ...]:
+def looks(most: int, number: int = 3, least: int = 5) -> tuple[int, ...]:
     """Return after how many values to look: at most `number` times, first after `least`, last after `most`."""
     least = min(least, most)
     return tuple(sorted({round(least * (most / least) ** (i / max(number - 1, 1))) for i in range(number)} | {most}))

@@ -5,7 +5,7 @@ rhythm of the traffic cannot fall in step with the turns. The first fifth of a b
 flight then was begun under the other way. Of the rest the mean FCT, the p99 and the share of failed flows are taken;
 per pair the difference (of logarithms, for the times) is one number, and over pairs Student's t gives its interval.
 
-Decided is after at most five looks; the error of 5 % is divided among the looks and, for finding it worse, among the
+Decided is after at most three looks; the error of 5 % is divided among the looks and, for finding it worse, among the
 three measures. The candidate is taken when it is surely faster in the mean, or surely no worse than the margin allows;
 doubt keeps the incumbent.
 
@@ -31,8 +31,9 @@ FLOWS_LEAST = 20  # in a block, or its pair does not count
 ERROR = 0.05
 # How much worse than the margin of the mean those of p99 (times) and errors (a share of the flows) may be.
 P99_MARGIN_TIMES, ERRORS_MARGIN = 4.0, 0.005
-# Looks in a row, a twentieth of a block apart, that find a clear regression in the candidate's blocks: it ends at once.
-HARM_LOOKS, HARM_FLOWS = 5, 200
+# It ends at once when the candidate's block fails clearly more, or half of its flows take longer than the incumbent's
+# p99, for so many looks in a row, a twentieth of a block apart. Queues make bursts: less is left to the pairs.
+HARM_LOOKS, HARM_FLOWS, HARM_TAIL = 5, 200, 0.5
 MEASURES = ("mean", "p99", "errors")
 TAKES = ("better", "no worse")
 
@@ -126,7 +127,7 @@ class Switchback:
         """End it at once when the candidate's block is far worse than the incumbent's last."""
         if self._incumbent is None or self.verdict:
             return
-        found = regression(*self._incumbent, first, now, seconds=0.0, flows=HARM_FLOWS)
+        found = regression(*self._incumbent, first, now, seconds=0.0, flows=HARM_FLOWS, tail=HARM_TAIL)
         self._harm = self._harm + 1 if found else 0
         if self._harm >= HARM_LOOKS:
             self._decide("harm", found)
@@ -146,9 +147,9 @@ class Switchback:
         margin = math.log1p(self.options.margin)
         most = {"mean": margin, "p99": P99_MARGIN_TIMES * margin, "errors": ERRORS_MARGIN}
         if worse:
-            self._decide("worse", f"{self._text(worse[0])} worse")
+            self._decide("worse", self._text(worse[0]))
         elif wide["mean"].high < 0:
-            self._decide("better", f"{self._text('mean')} better")
+            self._decide("better", self._text("mean"))
         elif all(wide[m].high <= most[m] for m in MEASURES):
             self._decide("no worse", f"{self._text('mean')}: within the margin of {self.options.margin:.0%}")
         elif len(self.pairs) >= self.options.pairs:

@@ -1,0 +1,380 @@
+"""A policy comes into force beside its incumbent: in shadow, by share, by switchback; and how each of them ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane import registry
+from controlplane.control_loop import LATE_MAX, REJECTED_MAX, SHADOW_CYCLES
+from controlplane.deployment.agreement import DEPTH, agreement, shares
+from controlplane.guard import COOL_DOWN
+from controlplane.policy import CURVE_N, Directive, Observation
+from shm_layout.segment import SettingsData
+from tests.policies.farm import Backend, Farm
+from tests.policies.observations import observation
+
+
+class Split:
+    """Sends a share `first` of the flows to the first of two servers by lot; misbehaves when it is told to."""
+
+    name = "split"
+    tunable: ClassVar = {"first": (0.05, 0.95)}
+
+    def __init__(self, first: float = 0.5) -> None:
+        self.first = first
+        self.error: Exception | None = None
+        self.blend, self.novelty = 1.0, 0.0
+        self.decisions = 0
+
+    def decide(self, observation: Observation) -> Directive:
+        self.decisions += 1
+        if self.error is not None:
+            raise self.error
+        return Directive(rule="alias", weights=np.array([self.first, 1 - self.first]))
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(registry.BUILT_IN)
+    monkeypatch.setattr(registry, "BUILT_IN", {**known, "split": ("split:Split", "test")})
+    make = registry.factory
+    monkeypatch.setattr(registry, "factory", lambda name: Split if name == "split" else make(name))
+
+
+class Watched(Farm):
+    """A farm that remembers whose directive was in force in each cycle, and what was told."""
+
+    def __init__(
+        self,
+        policy: Any = "lsq",
+        rate: float = 100.0,
+        means: tuple[float, ...] = (0.02, 0.02),
+        workers: int = 4,
+        **loop: Any,
+    ) -> None:
+        super().__init__([Backend(mean, workers) for mean in means], rate, policy, seed=1, **loop)
+        self.in_force: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        self.answers: list[str | None] = []
+        self.loop.on_event = self.events.append
+
+    def publish(self) -> None:
+        # Heartbeats are of the real clock, and this one is not: age says nothing here.
+        self.version += 1
+        self.segment.publish_settings(SettingsData(version=self.version, servers=self.servers, stale_after_ns=0))
+
+    def watch(self, seconds: float) -> Counter[str]:
+        """Run on; return in how many cycles each policy was in force."""
+        seen: list[str] = []
+        self.run(seconds, each=lambda: seen.append(self.segment.read_directive().policy))
+        self.in_force += seen
+        return Counter(seen)
+
+    def set(self, spec: Any, seconds: float = 2.0) -> None:
+        self.loop.swap(spec, self.answers.append)
+        self.watch(seconds)
+        assert self.answers.pop() is None
+
+    def told(self, what: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["what"] == what]
+
+
+@pytest.fixture
+def farm(split: None):
+    with Watched() as made:
+        made.watch(2.0)
+        yield made
+
+
+def test_in_shadow_the_incumbent_has_all_of_the_traffic(farm):
+    farm.set({"name": "split", "first": 0.9, "mode": "shadow"})
+    assert set(farm.watch(4.0)) == {"lsq"}
+    assert farm.segment.read_directive().head["enforcing_percent"] == 100
+    shown = farm.loop.show()
+    assert (shown["policy"], shown["mode"], shown["trial"]["incumbent"]) == ("split", "shadow", {"name": "lsq"})
+    assert 0.5 < shown["trial"]["agreement_mean"] < 0.75  # 90 : 10 against about 50 : 50
+    assert shown["decisions"]["decisions"] > 20
+    (shadowed,) = farm.told("shadowed")
+    assert shadowed["shadow"]["decisions"] == SHADOW_CYCLES
+    assert shadowed["shadow"]["refused"] == 0
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90])
+def test_a_share_is_a_share_of_the_cycles_and_the_rest_is_the_incumbent_s(farm, percent):
+    farm.set({"name": "split", "enforcing": percent})
+    seen = farm.watch(20.0)
+    assert seen["split"] / seen.total() == pytest.approx(percent / 100, abs=0.03)
+    assert set(seen) == {"split", "lsq"}
+
+
+def test_the_share_changes_in_place_and_the_policy_goes_on_with_what_it_knows(farm):
+    farm.set({"name": "split", "first": 0.6, "enforcing": 10})
+    policy = farm.loop.chosen.policy
+    farm.set({"enforcing": 50})
+    seen = farm.watch(10.0)
+    assert seen["split"] == pytest.approx(seen["lsq"], abs=3)
+    farm.set({"name": "split", "first": 0.6})  # the same policy: all of the traffic
+    assert set(farm.watch(2.0)) == {"split"}
+    assert farm.loop.chosen.policy is policy
+    assert farm.loop.trial is None
+    assert list(farm.loop.history) == [{"name": "lsq"}]
+    assert [(e["before"], e["now"]) for e in farm.told("share")] == [("10 %", "50 %"), ("50 %", "100 %")]
+
+
+def test_a_policy_in_force_can_be_taken_back_to_a_share(farm):
+    farm.set({"name": "split"})
+    farm.set({"enforcing": 20})
+    seen = farm.watch(10.0)
+    assert seen["split"] / seen.total() == pytest.approx(0.2, abs=0.05)
+    assert seen["lsq"] > 0
+
+
+def test_rollback_of_a_trial_is_at_once_and_the_incumbent_never_stopped_learning(farm):
+    farm.set("adaptive")
+    adaptive = farm.loop.chosen.policy
+    farm.set({"name": "split", "enforcing": 30})
+    farm.loop.rollback(farm.answers.append)
+    assert set(farm.watch(1.0)) == {"adaptive"}
+    assert farm.answers == [None]
+    assert farm.loop.chosen.policy is adaptive
+    assert list(farm.loop.history) == [{"name": "lsq"}]
+
+
+def test_another_policy_ends_the_trial_and_keeps_its_incumbent(farm):
+    farm.set({"name": "split", "enforcing": 30})
+    farm.set({"name": "wrr", "enforcing": 30})
+    assert set(farm.watch(5.0)) == {"wrr", "lsq"}
+    assert list(farm.loop.history) == [{"name": "lsq"}]
+
+
+def test_a_policy_on_trial_that_fails_costs_the_incumbent_nothing(farm):
+    farm.set({"name": "split", "enforcing": 50})
+    farm.loop.chosen.policy.error = ZeroDivisionError("by design")
+    farm.watch(0.2 * (REJECTED_MAX + 2))
+    assert set(farm.watch(2.0)) == {"lsq"}
+    assert farm.loop.chosen.name == "lsq"
+    assert farm.loop.counts.demotions == 1
+    (demoted,) = farm.told("demoted")
+    assert demoted["to"] == "lsq"
+    assert "by design" in demoted["why"]
+
+
+def test_an_incumbent_that_fails_is_replaced_and_the_trial_goes_on(farm):
+    farm.set({"name": "split", "first": 0.5})
+    farm.set({"name": "wrr", "enforcing": 50})
+    farm.loop.trial.incumbent.chosen.policy.error = ZeroDivisionError("by design")
+    farm.watch(0.2 * (REJECTED_MAX + 2))
+    assert set(farm.watch(4.0)) == {"wrr", "lsq"}
+    assert farm.loop.chosen.name == "wrr"
+
+
+def test_what_was_given_up_cools_down_unless_it_is_forced(farm):
+    farm.set("split")
+    farm.loop.chosen.policy.error = KeyError("x")
+    farm.watch(2.0)
+    assert farm.loop.demoted
+    with pytest.raises(ValueError, match=r"cools down for \d+ s more \(demoted"):
+        farm.loop.swap("split", farm.answers.append)
+    assert farm.told("refused")[-1]["why"].endswith("--force sets it at once")
+    farm.set({"name": "split", "force": True})
+    assert farm.loop.chosen.name == "split"
+    assert "force" not in farm.loop.chosen.spec
+    farm.loop.chosen.policy.error = KeyError("x")
+    farm.watch(COOL_DOWN + 4.0)
+    farm.set("split")
+
+
+def test_a_switchback_reverts_what_is_worse(farm):
+    """90 % of the flows to one of two equal servers, which can serve 200 a second: its queue grows."""
+    farm.rate = 260.0
+    farm.watch(2.0)
+    farm.set({"name": "split", "first": 0.9, "switchback": {"seconds": 4, "pairs": 8}})
+    before = farm.loop.chosen.policy.decisions
+    for _ in range(40):
+        farm.watch(4.0)
+        if farm.loop.trial is None:
+            break
+    assert farm.loop.chosen.name == "lsq"
+    result = farm.loop.show()["switchback"]
+    assert result["state"] in ("worse", "harm")
+    assert result["candidate"] == "split"
+    (told,) = farm.told("switchback")
+    assert told["keeps"] == "lsq"
+    assert farm.loop.counts.rollbacks == 1
+    assert before > 0
+    with pytest.raises(ValueError, match="cools down"):
+        farm.loop.swap({"name": "split", "first": 0.9}, farm.answers.append)
+
+
+def test_a_switchback_keeps_what_is_better(split):
+    with Watched({"name": "split", "first": 0.8}, rate=240.0) as farm:
+        farm.watch(2.0)
+        farm.set({"name": "lsq", "switchback": {"seconds": 4, "pairs": 8}})
+        for _ in range(40):
+            farm.watch(4.0)
+            if farm.loop.trial is None:
+                break
+        assert farm.loop.chosen.spec == {"name": "lsq"}
+        assert farm.loop.show()["switchback"]["state"] in ("better", "no worse")
+        assert [spec["first"] for spec in farm.loop.history] == [0.8]
+        assert set(farm.watch(1.0)) == {"lsq"}
+
+
+def test_blocks_must_be_longer_than_a_few_intervals(farm):
+    with pytest.raises(ValueError, match="at least 1 s"):
+        farm.loop.swap({"name": "split", "switchback": 0.5}, farm.answers.append)
+
+
+def test_a_new_controller_goes_on_with_the_trial(split):
+    spec = {"name": "split", "enforcing": 40, "incumbent": {"name": "gsed", "c": 0.3}}
+    with Watched(spec, history=[{"name": "wrr"}, {"name": "gsed", "c": 0.3}]) as farm:
+        seen = farm.watch(10.0)
+        assert seen["split"] / seen.total() == pytest.approx(0.4, abs=0.05)
+        assert seen["gsed"] > 0
+        farm.loop.rollback(farm.answers.append)
+        farm.watch(0.5)
+        assert farm.loop.chosen.spec == {"name": "gsed", "c": 0.3}
+        assert list(farm.loop.history) == [{"name": "wrr"}]
+
+
+def test_without_an_incumbent_the_fallback_has_the_rest(split):
+    with Watched({"name": "split", "enforcing": 40}) as farm:
+        farm.watch(1.0)
+        assert farm.loop.trial is None
+        assert farm.segment.read_directive().head["enforcing_percent"] == 40
+
+
+def test_a_policy_that_trusts_its_heuristic_more_is_on_record_once(farm):
+    farm.set("split")
+    policy = farm.loop.chosen.policy
+    for blend in (0.8, 0.4, 0.45, 0.55, 0.4, 0.7, 0.9):
+        policy.blend = blend
+        farm.watch(0.5)
+    assert [e["blend"] for e in farm.events if e["what"] in ("novel", "familiar")] == [0.4, 0.7]
+    assert farm.loop.show()["blend"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"enforcing": 101}, "enforcing: expected 0 … 100"),
+        ({"enforcing": True}, "enforcing: expected 0 … 100"),
+        ({"mode": "sometimes"}, "expected enforce or shadow"),
+        ({"switchback": "soon"}, "switchback seconds: expected"),
+        ({"switchback": {"second": 1}}, "unknown key 'second'"),
+        ({"switchback": 10, "mode": "shadow"}, "neither share nor shadow"),
+        ({"incumbent": {"c": 1}}, "incumbent: expected a policy"),
+        ({"incumbent": {"name": "lsq", "enforcing": 3}}, "option of the policy on trial"),
+        ({"incumbent": "nosuch", "enforcing": 5}, "unknown policy"),
+        ({"adapt": -1}, "adapt: expected"),
+        ({"guard": 3}, "guard: expected true or false"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused_and_on_record(farm, spec, says):
+    for asked in ({"name": "split", **spec}, spec):
+        with pytest.raises(ValueError, match=says):
+            farm.loop.swap(asked, farm.answers.append)
+        assert says in farm.told("refused")[-1]["why"]
+    assert farm.loop.chosen.spec == {"name": "lsq"}
+
+
+def test_a_policy_with_nothing_to_tune_does_not_adapt(farm):
+    with pytest.raises(ValueError, match="no parameters that could be tuned"):
+        farm.loop.swap({"name": "wrr", "adapt": True}, farm.answers.append)
+
+
+def run_adapting(farm: Watched, seconds: float) -> list[dict[str, Any]]:
+    farm.watch(seconds)
+    return farm.told("adapted")
+
+
+def test_adaptation_finds_what_is_better_and_a_new_controller_begins_with_it(split):
+    """The first server is five times as fast: every step towards it is better."""
+    policy = {"name": "split", "first": 0.4, "adapt": 4, "guard": False}
+    with Watched(policy, rate=300.0, means=(0.004, 0.02), workers=32) as farm:
+        changes: list[Any] = []
+        farm.loop.on_change = lambda spec, why: changes.append(spec)
+        steps = run_adapting(farm, 300.0)
+        kept = [step for step in steps if step["kept"]]
+        assert kept
+        assert farm.loop.tuner.values["first"] > 0.5
+        assert changes[-1]["first"] == farm.loop.tuner.values["first"]
+        assert all(0.05 <= step["tried"]["first"] <= 0.95 for step in steps)
+        shown = farm.loop.show()["adapt"]
+        assert shown["kept"] == len(kept)
+        assert shown["began_with"] != shown["values"] or len(kept) == 0
+
+
+def test_adaptation_keeps_no_step_that_is_worse(split):
+    """From the middle every step is worse: it stays, and steps shrink."""
+    with Watched({"name": "split", "first": 0.5, "adapt": 3, "guard": False}, rate=300.0) as farm:
+        steps = run_adapting(farm, 150.0)
+        assert steps
+        assert not any(step["kept"] for step in steps)
+        assert farm.loop.tuner.values == {"first": 0.5}
+        farm.set({"adapt": False})
+        assert farm.loop.tuner is None
+        assert farm.loop.chosen.policy.first == 0.5
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+
+def bids(slopes: Any, n: int) -> Directive:
+    return Directive(rule="bids", curves=(CURVE_N + 1) * np.asarray(slopes, dtype=float)[:n, None])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(
+            *(st.lists(st.floats(0.1, 10), min_size=n, max_size=n) for _ in range(3)),
+            st.lists(st.integers(0, 300), min_size=n, max_size=n),
+            st.lists(st.booleans(), min_size=n, max_size=n),
+        )
+    )
+)
+def test_agreement_is_a_share_the_same_both_ways_and_whole_with_itself(drawn):
+    one, other, weights, in_flight, active = drawn
+    n = len(one)
+    o = observation(n, in_flight=np.array(in_flight, dtype=float), active=np.array(active))
+    directives = [bids(one, n), bids(other, n), Directive(rule="alias", weights=np.array(weights))]
+    for a in directives:
+        assert agreement(a, a, o) == pytest.approx(1.0)
+        got = shares(a, o)
+        assert got.sum() == pytest.approx(1.0 if any(active) else 0.0)
+        assert (got[~np.array(active)] == 0).all()
+        for b in directives:
+            assert agreement(a, b, o) + 1e-9 >= 0.0
+            assert agreement(a, b, o) == pytest.approx(agreement(b, a, o))
+
+
+def test_agreement_by_hand():
+    o = observation(2)
+    assert agreement(bids([1, 1], 2), bids([1, 3], 2), o) == pytest.approx(1 - abs(4 - 6) / DEPTH)
+    left, right = (Directive(rule="alias", weights=np.array(w)) for w in ([1.0, 0.0], [0.0, 1.0]))
+    assert agreement(left, right, o) == 0.0
+
+
+def test_late_decisions_on_trial_end_it(farm, monkeypatch):
+    farm.set({"name": "split", "enforcing": 50})
+    decider = farm.loop.decider
+    inner = decider.decide
+
+    def late(o: Observation, within: float) -> Directive | None:
+        row = decider.late_row
+        inner(o, np.inf)
+        decider.late, decider.late_row = decider.late + 1, row + 1
+        return None
+
+    monkeypatch.setattr(decider, "decide", late)
+    farm.watch(0.2 * (LATE_MAX + 3))
+    assert farm.loop.chosen.name == "lsq"
+    assert "came late" in farm.told("demoted")[0]["why"]
