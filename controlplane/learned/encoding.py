@@ -43,6 +43,7 @@ GLOBAL_COLUMNS: Final = (
 )
 # Flows in flight to which the slope of a base curve is taken (curves are exact there).
 SLOPE_N: Final = 8
+FCT_MEAN: Final = FEATURES.index("fct_mean")
 # Logarithms are cut here: e^±5.
 CUT: Final = 5.0
 
@@ -60,10 +61,11 @@ def _log(x: Floats) -> Floats:
     return np.asarray(np.clip(np.log(np.maximum(x, 1e-12)), -CUT, CUT))
 
 
-def _mean(x: Floats, active: NDArray[np.bool_]) -> Floats:
-    """Return the mean over the active servers, (R, 1)."""
-    number = np.maximum(active.sum(axis=1, keepdims=True), 1)
-    return np.asarray(np.where(active, x, 0.0).sum(axis=1, keepdims=True) / number)
+def _finite(x: NDArray[Any], greatest: float = 0.0) -> Floats:
+    """Return the numbers as doubles; what is not finite becomes 0, and infinity `greatest`."""
+    values = np.asarray(x, dtype=np.float64)
+    # One sum tells whether there is anything to replace.
+    return values if np.isfinite(values.sum()) else np.nan_to_num(values, nan=0.0, posinf=greatest, neginf=0.0)
 
 
 def encode(
@@ -80,39 +82,42 @@ def encode(
     and failures since the step before (env.reading.COUNTERS). curves: (R, n, >= 9) the base policy's bids; zeros where
     there is none. interval: seconds. Values that are not finite count as 0.
     """
-    x = np.nan_to_num(np.asarray(features, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    c = np.maximum(np.nan_to_num(np.asarray(change, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0.0)
-    b = np.nan_to_num(np.asarray(curves[..., : SLOPE_N + 1], dtype=np.float64), nan=0.0, posinf=1e30, neginf=0.0)
-    usual = np.maximum(_mean(x[:, :, FEATURES.index("fct_mean")], active), 1e-9)  # (R, 1) seconds
-    n = x[:, :, 0]
-    n_mean = _mean(n, active)
-    flows, completions, failures = c[:, :, 0], c[:, :, 1], c[:, :, 3]
-    idle, slope = b[:, :, 0], np.maximum(b[:, :, SLOPE_N] - b[:, :, 0], 0.0) / SLOPE_N
-    scale = np.exp(_mean(np.log(np.maximum(slope, 1e-30)), active))
-    columns = [
-        np.log1p(np.maximum(n, 0.0)) - 1.0,
-        *(_log(x[:, :, i] / usual + 0.01) for i in range(1, len(FEATURES))),
-        _log((flows + 0.5) / (_mean(flows, active) + 0.5)),
-        _log((completions + 0.5) / (_mean(completions, active) + 0.5)),
-        failures / (completions + failures + 1.0),
-        _log((n + 0.5) / (n_mean + 0.5)),
-        _log(idle / scale + 0.01),
-        _log(slope / scale + 0.01),
-    ]
-    rows = np.stack(columns, axis=2) * active[:, :, None]
-    total = np.where(active[:, :, None], c, 0.0).sum(axis=1)  # (R, 4)
+    x, c = _finite(features), np.maximum(_finite(change), 0.0)
+    idle = _finite(curves[..., 0], 1e30)
+    slope = np.maximum(_finite(curves[..., SLOPE_N], 1e30) - idle, 0.0) / SLOPE_N
+    r, n = active.shape
     count = np.maximum(active.sum(axis=1), 1).astype(np.float64)
-    fct = np.where(total[:, 1] > 0, total[:, 2] / np.maximum(total[:, 1], 1.0), usual[:, 0])
+    # Means and totals over the active servers, all in one product.
+    summed = np.concatenate([x[:, :, :1], x[:, :, FCT_MEAN, None], c, np.log(np.maximum(slope, 1e-30))[:, :, None]], 2)
+    total = (active.astype(np.float64)[:, None] @ summed)[:, 0]  # (R, 7)
+    mean = total / count[:, None]
+    in_flight, usual = mean[:, 0], np.maximum(mean[:, 1], 1e-9)  # (R,) flows, seconds
+    scale = np.exp(mean[:, 6])
+    completions, failures = c[:, :, 1], c[:, :, 3]
+    rows = np.empty((r, n, len(SERVER_COLUMNS)))
+    rows[:, :, 1:11] = x[:, :, 1:] / usual[:, None, None] + 0.01
+    rows[:, :, 11:13] = (c[:, :, :2] + 0.5) / (mean[:, None, 2:4] + 0.5)
+    rows[:, :, 13] = 1.0
+    rows[:, :, 14] = (x[:, :, 0] + 0.5) / (in_flight[:, None] + 0.5)
+    rows[:, :, 15] = idle / scale[:, None] + 0.01
+    rows[:, :, 16] = slope / scale[:, None] + 0.01
+    rows[:, :, 1:] = _log(rows[:, :, 1:])
+    rows[:, :, 0] = np.log1p(np.maximum(x[:, :, 0], 0.0)) - 1.0
+    rows[:, :, 13] = failures / (completions + failures + 1.0)
+    if not active.all():
+        rows *= active[:, :, None]
+    opened, done, seconds, failed = total[:, 2], total[:, 3], total[:, 4], total[:, 5]
+    fct = np.where(done > 0, seconds / np.maximum(done, 1.0), usual)
     whole = np.stack(
         [
             np.log(count) - 2.0,
-            np.full(len(count), np.log2(balancers) / 2.0),
-            np.log1p(n_mean[:, 0]) - 1.0,
-            np.log1p(total[:, 0]) / 3.0 - 1.0,
-            _log(interval / usual[:, 0]),
-            _log((total[:, 1] + 1.0) / (total[:, 0] + 1.0)),
-            total[:, 3] / (total[:, 1] + total[:, 3] + 1.0),
-            _log(fct / usual[:, 0]),
+            np.full(r, np.log2(balancers) / 2.0),
+            np.log1p(in_flight) - 1.0,
+            np.log1p(opened) / 3.0 - 1.0,
+            _log(interval / usual),
+            _log((done + 1.0) / (opened + 1.0)),
+            failed / (done + failed + 1.0),
+            _log(fct / usual),
         ],
         axis=1,
     )

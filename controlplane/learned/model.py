@@ -54,7 +54,7 @@ class Model:
         return self.schema.to_action(*values)[0], state
 
 
-def check(file: str, servers: int = 256, rounds: int = 20) -> dict[str, Any]:
+def check(file: str, servers: int = 256, rounds: int = 100) -> dict[str, Any]:
     """Return what a file is and how long its network takes, milliseconds (inputs and outputs included), for so many
     servers. PolicyFileError: it is not right, or gives no finite numbers."""
     model = Model(file)

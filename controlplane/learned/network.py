@@ -50,7 +50,11 @@ def shapes(schema: ActionSchema, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 class Network:
-    """Weights, ready to run. Raises ValueError when a parameter is missing or of another shape, or not finite."""
+    """Weights, ready to run. Raises ValueError when a parameter is missing or of another shape, or not finite.
+
+    Weights are taken apart and transposed once, here: those of the rows' own part and those of what is common to all,
+    which needs to be multiplied once for all rows. Everything stays in 32-bit floats.
+    """
 
     def __init__(self, parameters: Parameters, schema: ActionSchema) -> None:
         if "enter.bias" not in parameters:
@@ -67,6 +71,13 @@ class Network:
         if unknown := sorted(set(parameters) - set(wanted)):
             raise ValueError(f"network: unknown parameter {unknown[0]}")
         self.parameters = {name: np.ascontiguousarray(parameters[name], dtype=np.float32) for name in wanted}
+        p, h = self.parameters, self.hidden
+        self._enter = _split(p["enter.weight"], len(SERVER_COLUMNS))
+        self._mix = _split(p["mix.weight"], h)
+        self._gates = np.ascontiguousarray(p["cell.weight_ih"].T), np.ascontiguousarray(p["cell.weight_hh"].T)
+        self._gate_bias = p["cell.bias_ih"].copy()
+        self._gate_bias[: 2 * h] += p["cell.bias_hh"][: 2 * h]  # the new state's own is multiplied by the reset
+        self._head = {name: _split(p[f"{name}.weight"], h) for name in ("row", "choice") if f"{name}.weight" in p}
 
     def initial(self, rows: int, servers: int) -> Floats:
         """Return the hidden state of servers of which nothing is known, (R, n, hidden)."""
@@ -75,28 +86,83 @@ class Network:
     def forward(self, inputs: Inputs, hidden: Floats) -> tuple[Floats, Floats, Floats]:
         """Return logits of the rows (R, n, row heads, levels), of all (R, global heads, levels), and the new hidden
         state (R, n, hidden). Of kind `choice`: logits of all are (R, 1, n), −inf where not active."""
-        p, schema, h = self.parameters, self.schema, self.hidden
+        p, schema = self.parameters, self.schema
         active = inputs.active
         r, n = active.shape
-        columns = len(SERVER_COLUMNS)
-        own = inputs.rows @ p["enter.weight"][:, :columns].T
-        common = inputs.whole @ p["enter.weight"][:, columns:].T + p["enter.bias"]
-        e = np.maximum(own + common[:, None], 0.0)
-        mixed = e @ p["mix.weight"][:, :h].T + (_pool(e, active) @ p["mix.weight"][:, h:].T + p["mix.bias"])[:, None]
-        state = _gru(np.maximum(mixed, 0.0), hidden, p) * active[:, :, None]
-        pooled = _pool(state, active)
+        mask = None if active.all() else active[:, :, None].astype(np.float32)
+        own, common = self._enter
+        e = inputs.rows @ own
+        e += (inputs.whole @ common + p["enter.bias"])[:, None]
+        np.maximum(e, 0.0, out=e)
+        own, common = self._mix
+        x = e @ own
+        x += (_pool(e, mask, active) @ common + p["mix.bias"])[:, None]
+        np.maximum(x, 0.0, out=x)
+        state = self._gru(x, hidden)
+        if mask is not None:
+            state *= mask
+        pooled = _pool(state, mask, active)
         levels = len(schema.levels)
         rows = np.zeros((r, n, 0, levels), dtype=np.float32)
         if schema.row_heads:
-            logits = _head(state, pooled, p["row.weight"], p["row.bias"], h)
-            rows = logits.reshape(r, n, len(schema.row_heads), levels)
+            rows = self._heads("row", state, pooled).reshape(r, n, len(schema.row_heads), levels)
         whole = np.zeros((r, 0, levels), dtype=np.float32)
         if schema.global_heads:
             whole = (pooled @ p["all.weight"].T + p["all.bias"]).reshape(r, len(schema.global_heads), levels)
         if schema.kind == "choice":
-            scores = _head(state, pooled, p["choice.weight"], p["choice.bias"], h)
-            whole = np.where(active, scores[:, :, 0], -np.inf)[:, None, :]
+            whole = np.where(active, self._heads("choice", state, pooled)[:, :, 0], -np.inf)[:, None, :]
         return rows, whole, state
+
+    def _heads(self, name: str, state: Floats, pooled: Floats) -> Floats:
+        own, common = self._head[name]
+        logits = state @ own
+        logits += (pooled @ common + self.parameters[f"{name}.bias"])[:, None]
+        return np.asarray(logits)
+
+    def _gru(self, x: Any, hidden: Floats) -> Floats:
+        """Return the new hidden state, as torch's GRUCell: σ(a) is (1 + tanh(a/2))/2."""
+        h = self.hidden
+        gates, from_hidden = x @ self._gates[0], hidden @ self._gates[1]
+        gates += self._gate_bias
+        both = gates[..., : 2 * h] + from_hidden[..., : 2 * h]  # reset and update
+        both *= 0.5
+        np.tanh(both, out=both)
+        both += 1.0
+        both *= 0.5
+        new = from_hidden[..., 2 * h :] + self.parameters["cell.bias_hh"][2 * h :]
+        new *= both[..., :h]
+        new += gates[..., 2 * h :]
+        np.tanh(new, out=new)
+        # (1 − update) · new + update · hidden
+        state = hidden - new
+        state *= both[..., h:]
+        state += new
+        return np.asarray(state)
+
+
+def _split(weight: Floats, own: int) -> tuple[Floats, Floats]:
+    """Return a layer's weights on a row's own part and on what is common, each (inputs, outputs)."""
+    return np.ascontiguousarray(weight[:, :own].T), np.ascontiguousarray(weight[:, own:].T)
+
+
+def _pool(x: Floats, mask: Floats | None, active: NDArray[np.bool_]) -> Floats:
+    """Return mean and maximum of x (R, n, hidden) over the active servers, (R, 2·hidden); zeros where there are none.
+
+    mask: active as (R, n, 1) floats; None: all are. x is finite, so that masking is multiplying.
+    """
+    r, n, h = x.shape
+    out = np.zeros((r, 2 * h), dtype=np.float32)
+    if mask is None:
+        if n:
+            np.divide(x.sum(axis=1), n, out=out[:, :h])
+            x.max(axis=1, out=out[:, h:])
+        return out
+    some = active.any(axis=1)
+    number = np.maximum(active.sum(axis=1, keepdims=True), 1).astype(np.float32)
+    np.divide((x * mask).sum(axis=1), number, out=out[:, :h])
+    greatest = (x + np.where(mask > 0, np.float32(0.0), np.float32(-np.inf))).max(axis=1, initial=-np.inf)
+    out[some, h:] = greatest[some]
+    return out
 
 
 def decide(
@@ -107,38 +173,15 @@ def decide(
         if schema.kind == "choice":
             return np.zeros((len(whole), 0, 0)), schema.values(whole.argmax(axis=-1))
         return schema.values(rows.argmax(axis=-1)), schema.values(whole.argmax(axis=-1))
-    return _softmax(rows) @ schema.grid, _softmax(whole) @ schema.grid
+    return _expected(rows, schema.grid), _expected(whole, schema.grid)
 
 
-def _softmax(x: Floats) -> NDArray[np.float64]:
-    if x.size == 0:
-        return x.astype(np.float64)
-    e = np.exp((x - x.max(axis=-1, keepdims=True)).astype(np.float64))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
-
-
-def _head(state: Floats, pooled: Floats, weight: Floats, bias: Floats, h: int) -> Floats:
-    return np.asarray(state @ weight[:, :h].T + (pooled @ weight[:, h:].T + bias)[:, None])
-
-
-def _pool(x: Floats, active: NDArray[np.bool_]) -> Floats:
-    """Return mean and maximum over the active servers, (R, 2·hidden); zeros where there are none."""
-    masked = x * active[:, :, None]
-    number = np.maximum(active.sum(axis=1, keepdims=True), 1).astype(np.float32)
-    greatest = np.where(active[:, :, None], x, -np.inf).max(axis=1, initial=-np.inf)
-    greatest = np.where(np.isfinite(greatest), greatest, np.float32(0.0))
-    return np.concatenate([masked.sum(axis=1) / number, greatest], axis=1).astype(np.float32)
-
-
-def _gru(x: Floats, hidden: Floats, p: Mapping[str, Any]) -> Floats:
-    h = hidden.shape[-1]
-    gi = x @ p["cell.weight_ih"].T + p["cell.bias_ih"]
-    gh = hidden @ p["cell.weight_hh"].T + p["cell.bias_hh"]
-    reset = _sigmoid(gi[..., :h] + gh[..., :h])
-    update = _sigmoid(gi[..., h : 2 * h] + gh[..., h : 2 * h])
-    new = np.tanh(gi[..., 2 * h :] + reset * gh[..., 2 * h :])
-    return np.asarray((1.0 - update) * new + update * hidden, dtype=np.float32)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)), dtype=np.float32)
+def _expected(logits: Floats, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean level (…) under the softmax of logits (…, levels)."""
+    levels = len(grid)
+    # Levels come first: sums over the first axis are quick.
+    x = np.ascontiguousarray(logits.reshape(-1, levels).T)
+    x -= x.max(axis=0, initial=-np.inf)
+    np.exp(x, out=x)
+    mean = (grid.astype(np.float32) @ x) / x.sum(axis=0)
+    return np.asarray(mean, dtype=np.float64).reshape(logits.shape[:-1])

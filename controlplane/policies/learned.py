@@ -34,6 +34,8 @@ from controlplane.policy import CURVE_N, Bools, Directive, Floats, Ids, Observat
 EXPLORE = 0.01
 # A flow that failed delays the next such probe as so many flows would, and no server is ahead by more than so many.
 PROBE_FAILED, OWED_LEAST = 10.0, -10.0
+# Most that K and c may be shifted by, in parts of their bounds.
+SHIFT_MAX = 0.5
 # Features are cut there, as the environments cut them.
 FEATURE_MAX = 1e6
 FAILED = slice(1, 5)  # outcomes, as the environments count failures; 0 and 1 are completions
@@ -49,13 +51,18 @@ class Learned:
         strength: float = 1.0,
         change: float = 0.25,
         fade: bool = True,
+        shift_k: float = 0.0,
+        shift_c: float = 0.0,
     ) -> None:
         """file: a policy file, or shipped:NAME. base: instead of the file's. strength: factor on every correction.
-        change: how much a bid may move in an update. fade: whether novelty weakens the correction."""
+        change: how much a bid may move in an update. fade: whether novelty weakens the correction. shift_k, shift_c:
+        added to the network's K and c, in parts of their bounds."""
         if not isinstance(file, str) or not file:
             raise PolicyError(f"file: expected a policy file's name, or shipped:NAME, not {file!r}", "file")
         _expect("strength", strength, 0.0, 1.0)
         _expect("change", change, 1e-3, 1e3)
+        for name, shift in (("shift_k", shift_k), ("shift_c", shift_c)):
+            _expect(name, shift, -SHIFT_MAX, SHIFT_MAX)
         if not isinstance(fade, bool):
             raise PolicyError(f"fade: expected true or false, not {fade!r}", "fade")
         try:
@@ -72,6 +79,7 @@ class Learned:
         except ValueError as error:
             raise PolicyError(f"base: {error}", "base") from error
         self.strength, self.change, self.fade = float(strength), float(change), fade
+        self.shift_k, self.shift_c = float(shift_k), float(shift_c)
         self.novelty = 0.0
         self.blend = self.strength  # how much of the correction is in force; 1: all
         self.alone = ""  # why the base policy decides alone, when it does
@@ -81,6 +89,12 @@ class Learned:
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
         self._window = 1.0
         self._allocate(0)
+
+    @property
+    def tunable(self) -> dict[str, tuple[float, float]]:
+        """Attributes that fine-tuning may set at any time, with their bounds."""
+        shifts = {"shift_k": (-SHIFT_MAX, SHIFT_MAX), "shift_c": (-SHIFT_MAX, SHIFT_MAX)}
+        return {"strength": (0.0, 1.0), **(shifts if self.model.schema.kind == "curves" else {})}
 
     def _allocate(self, n: int) -> None:
         self._hidden = self.model.network.initial(1, n)
@@ -159,6 +173,7 @@ class Learned:
         """Return the base policy's directive with its curves corrected."""
         logs, self._window = np.zeros(2 + 2 * o.n_servers), 1.0
         if action is not None:
+            action[:2] += self.shift_k, self.shift_c
             logs, self._window = correction.logarithms(self.blend * action, self.model.schema.bounds)
         logs[2:].reshape(-1, 2)[~o.active] = 0.0
         if directive.reserve is not None or (not logs.any() and (self._factor == 1.0).all()):

@@ -99,7 +99,7 @@ def test_the_base_policy_decides_alone_where_the_network_may_not(tmp_path: Path,
     policy = learned(save(tmp_path / "p.safetensors", random(scale=2.0), servers_max=4))
     alone = registry.create("adaptive")
     if why == "nan":  # no file can have it: what then, if memory has
-        policy.model.network.parameters["cell.weight_ih"][0, 0] = np.nan
+        policy.model.network._gates[0][0, 0] = np.nan
     for step in range(5):
         o = observation(5 if why == "many" else 4, now=100.0 + step, reserve="learned" if why == "held" else "off")
         assert policy.decide(o).curves.tobytes() == alone.decide(o).curves.tobytes()
@@ -193,7 +193,7 @@ def test_a_healthy_server_is_not_starved(tmp_path: Path) -> None:
     action[3], action[4] = -1.0, -1.0
 
     def step(inputs: Any, hidden: Any) -> Any:
-        return action, hidden
+        return action.copy(), hidden
 
     policy.model.step = step
     world = farm(40.0, 0.3)
@@ -227,7 +227,7 @@ def test_a_server_that_fails_its_probes_is_asked_less_often(tmp_path: Path) -> N
                 outcomes[0, 2 if fails else 0] += 1
                 probes[fails] += 1
         assert asked in (True, False)
-    assert probes[False] > 100
+    assert probes[False] > 50
     assert probes[True] < probes[False] / 5
 
 
@@ -325,6 +325,7 @@ def test_weights_move_by_a_quarter_at_most(tmp_path: Path) -> None:
         ({"strength": True}, "strength"),
         ({"change": 0.0}, "change: expected a number, 0.001 … 1000"),
         ({"change": float("nan")}, "change"),
+        ({"shift_k": 0.6}, "shift_k: expected a number, -0.5 … 0.5"),
         ({"fade": "yes"}, "fade: expected true or false"),
         ({"mood": 1}, "unknown option 'mood'"),
     ],
@@ -348,6 +349,24 @@ def test_a_file_is_a_policy_by_its_name_alone(tmp_path: Path, monkeypatch: pytes
     assert registry.create("gsed").name == "gsed"
     with pytest.raises(ValueError, match=r"no such policy in the package; it has: mine"):
         registry.create("shipped:theirs")
+
+
+def test_what_may_be_tuned_are_attributes_and_options_and_acts_at_once(tmp_path: Path) -> None:
+    file = save(tmp_path / "p.safetensors", neutral(), decode="mode", base="gsed")
+    policy = learned(file, change=1e3)
+    assert set(policy.tunable) == {"strength", "shift_k", "shift_c"}
+    for name, (least, most) in policy.tunable.items():
+        for value in (least, most):
+            assert getattr(learned(file, **{name: value}), name) == value
+    base = policy.decide(observation(2)).curves
+    assert base is not None
+    policy.shift_k = 0.5  # K is twice as large: half of the bound, the logarithm of 4
+    curves = policy.decide(observation(2, now=100.2)).curves
+    assert curves is not None
+    assert curves[:, :20] == pytest.approx(base[:, :40:2])
+    schema = ActionSchema("weights", levels=(-1.0, 1.0))
+    other = learned(save(tmp_path / "w.safetensors", random(schema=schema), schema=schema))
+    assert set(other.tunable) == {"strength"}
 
 
 def test_it_shows_what_it_corrects(tmp_path: Path) -> None:
