@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from controlplane import registry
 from controlplane.directive import BID_MAX, check
 from controlplane.env.orders import Orders
+from controlplane.learned.correction import decide_base
 from controlplane.policy import Observation, Policy
 
 # Their curves follow from weights and the number of servers and balancers.
@@ -64,18 +65,8 @@ class Base:
             self._version[rows] = versions[rows]
 
     def _decide(self, row: int) -> None:
-        policy = self._policies[row]
-        learner = getattr(policy, "learner", None)
-        window = self._orders.window[row]
         observation = self._observe(row)
-        if learner is not None and hasattr(learner, "window"):
-            usual = learner.window
-            learner.window = usual * window
-            directive = policy.decide(observation)
-            learner.window = usual
-        else:
-            directive = policy.decide(observation)
+        directive = decide_base(self._policies[row], observation, float(self._orders.window[row]))
         check(directive, observation.n_servers)
-        if directive.rule != "bids" or directive.curves is None or directive.choices:
-            raise ValueError(f"base policy {self.name}: only rules in which all servers bid by curves can be corrected")
+        assert directive.curves is not None
         self._orders.base[row, : observation.n_servers] = np.minimum(directive.curves, BID_MAX)
