@@ -328,7 +328,8 @@ def _list(as_json: bool) -> int:
         text = (
             ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) if spec and spec.origin else ""
         )
-        rows.append([name, (text or "").splitlines()[0] if text else "not there"])
+        about = " ".join((text or "").split("\n\n")[0].split())
+        rows.append([name, about or "not there"])
     if as_json:
         print_json([{"name": name, "about": about} for name, about in rows])
     else:

@@ -74,7 +74,7 @@ class Training(Model):
     base_every: int = Field(default=1, ge=1)  # steps from one of its decisions to the next
     reward: str | dict[str, Any] = "fct"
     shared_reward: bool = True  # the balancers of a farm are rewarded alike
-    warmup: float = Field(default=0.2, ge=0, lt=1)  # share of an episode that evaluations leave out
+    settle: float = Field(default=0.2, ge=0, lt=1)  # share of an episode that evaluations leave out
     evaluate_every: int = Field(default=50_000, ge=1)  # steps
     evaluate_episodes: int = Field(default=16, ge=2, le=10_000)  # of each scenario
     checkpoint_every: int = Field(default=50_000, ge=1)  # steps

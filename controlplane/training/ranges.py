@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -85,9 +85,15 @@ class Seen:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def ranges(self) -> Ranges:
-        """Return the manifest's ranges."""
-        return Ranges.measure(self._rows, self._whole, self.servers, self.balancers)
+    def ranges(self, also: Sequence[Sample] = ()) -> Ranges:
+        """Return the manifest's ranges: of what is kept and of these samples."""
+        rows = np.concatenate([self._rows, *(sample.rows for sample in also)])
+        whole = np.concatenate([self._whole, *(sample.whole for sample in also)])
+        servers, balancers = (
+            (min(least for least, _ in pairs), max(most for _, most in pairs))
+            for pairs in ([self.servers, *(s.servers for s in also)], [self.balancers, *(s.balancers for s in also)])
+        )
+        return Ranges.measure(rows, whole, servers, balancers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return arrays and plain values."""

@@ -108,7 +108,7 @@ def setup_of(config: Config, tasks: Sequence[Task], constraints: tuple[tuple[str
         rule=config.action.rule,
         limits=dict(config.action.limits),
         constraints=constraints,
-        warmup=t.warmup,
+        warmup=t.settle,
         width=max((task.width for task in tasks), default=1),
     )
 

@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -193,7 +194,13 @@ def tasks_of(names: Sequence[str], interval: float) -> tuple[Task, ...]:
     """Return the tasks of scenario names, files and `random…`. Raises CommandError with all that is wrong in one."""
     if not names:
         raise CommandError("which scenario? --scenario NAME, a YAML file, or random", status=2)
-    return tuple(_task(name, interval) for name in names)
+    tasks = tuple(_task(name, interval) for name in names)
+    short = [task.name for task in tasks]
+    # Two files of one name are told apart by their paths.
+    return tuple(
+        replace(task, name=name) if short.count(task.name) > 1 else task
+        for task, name in zip(tasks, names, strict=True)
+    )
 
 
 def _task(name: str, interval: float) -> Task:
@@ -208,7 +215,7 @@ def _task(name: str, interval: float) -> Task:
         raise CommandError(text, status=2, details={"problems": error.as_json()}) from None
     if scenario.balancers.view != "own":
         raise CommandError(f"{name}: balancers.view: expected own: agents see their own flows", status=2)
-    return ScenarioTask(name, scenario, interval)
+    return ScenarioTask(Path(name).stem, scenario, interval)
 
 
 def _random(name: str, interval: float) -> RandomTask:

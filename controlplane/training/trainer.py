@@ -21,7 +21,7 @@ from controlplane.training.config import Config
 from controlplane.training.episodes import Setup
 from controlplane.training.jobs import HELD_OUT, EvaluateJob, Evaluation
 from controlplane.training.learners import Learner, Parameters
-from controlplane.training.ranges import Seen
+from controlplane.training.ranges import Sample, Seen
 from controlplane.training.tasks import RandomTask, Task
 from controlplane.training.workers import Workers
 
@@ -71,8 +71,8 @@ class Trainer:
         self.note, self.advance = note, advance
         self.result = Result()
         self.seen = Seen(plan.seed)
+        self._evaluated: list[Sample] = []  # inputs of the last evaluation
         self._base: dict[str, Any] = {}  # the base policy's completion times in the held-out episodes
-        self._began = 0.0
 
     # Going on from a checkpoint
 
@@ -158,7 +158,7 @@ class Trainer:
         results: list[Evaluation] = self.workers.map(jobs)
         for job, found in zip(jobs, results, strict=True):
             self._base.setdefault(self._key(job), found.base)
-            self.seen.add(found.sample)
+        self._evaluated = [found.sample for found in results]
         complete = [replace(e, base=self._base[self._key(job)]) for job, e in zip(jobs, results, strict=True)]
         summary = {"steps": r.steps} | summary_of(complete)
         r.evaluations.append(summary)
@@ -187,13 +187,13 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint."""
         path = self.folder.save(self.result.rounds, self.state_dict(), self.plan.config.training.keep)
-        if len(self.seen):
+        if len(self.seen) or self._evaluated:
             self._write(f"checkpoints/{path.name}/policy.safetensors", self.learner.parameters(), None)
 
     def _write_files(self) -> None:
         """Write the result."""
         r = self.result
-        if not len(self.seen):
+        if not len(self.seen) and not self._evaluated:
             return  # interrupted before anything was done
         last = r.evaluations[-1] if r.evaluations and r.evaluations[-1]["steps"] == r.steps else None
         self._write("last.safetensors", self.learner.parameters(), last)
@@ -207,13 +207,13 @@ class Trainer:
 
     def _manifest(self, evaluation: dict[str, Any] | None) -> Manifest:
         plan, config = self.plan, self.plan.config
-        scenario = " + ".join(_short(task.name) for task in plan.tasks)
+        scenario = " + ".join(task.name for task in plan.tasks)
         name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name}-{scenario or 'dataset'}")[:64]
         return Manifest(
             name=name.strip("-"),
             agent=config.name,
             schema=config.schema,
-            ranges=self.seen.ranges(),
+            ranges=self.seen.ranges(self._evaluated),
             training=Training(
                 command=plan.command,
                 commit=plan.commit,
@@ -286,10 +286,6 @@ def _t95(freedom: int) -> float:
 
 def _crosses(before: int, now: int, every: int) -> bool:
     return now // every > before // every
-
-
-def _short(name: str) -> str:
-    return re.sub(r"\.ya?ml$", "", name.rsplit("/", 1)[-1])
 
 
 @contextlib.contextmanager
