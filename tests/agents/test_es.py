@@ -127,5 +127,5 @@ def test_it_begins_from_an_exported_network():
     two = EvolutionStrategy(ActionSchema(), EvolutionConfig(hidden=2), seed=2)
     two.load_actor(one.parameters())
     np.testing.assert_array_equal(two.centre, one.centre)
-    with pytest.raises(ValueError, match="row.weight is missing or not of shape"):
+    with pytest.raises(ValueError, match=r"row\.weight is missing or not of shape"):
         two.load_actor(EvolutionStrategy(ActionSchema(row_heads=("mu",)), EvolutionConfig(hidden=2)).parameters())
