@@ -18,6 +18,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,18 @@ from controlplane.learned.encoding import FEATURE_VERSION
 from controlplane.learned.manifest import BOUNDS, FORMAT, MANIFEST, Manifest, Range, Ranges, Training, problems
 from controlplane.learned.network import shapes
 
-__all__ = ["Manifest", "PolicyFileError", "Range", "Ranges", "Training", "dump", "parse", "read", "write"]
+__all__ = [
+    "Manifest",
+    "PolicyFileError",
+    "Range",
+    "Ranges",
+    "Training",
+    "dump",
+    "parse",
+    "read",
+    "set_evaluation",
+    "write",
+]
 
 # Greatest sizes that are looked at: a network of 512 hidden units has 8 MB.
 FILE_MAX, HEADER_MAX, TENSORS_MAX = 16 << 20, 1 << 20, 64
@@ -85,7 +97,8 @@ def dump(parameters: Mapping[str, NDArray[Any]], manifest: Manifest) -> bytes:
     if manifest.schema.kind == "curves":
         tree["schema"]["bounds"] = BOUNDS | tree["schema"]["bounds"]
     tree["sha256"] = digest(tensors, tree)
-    return bytes(save(tensors, {"vickrey": _canonical(tree)}))
+    # Keys stay in the order that people are to read them in.
+    return bytes(save(tensors, {"vickrey": json.dumps(tree, separators=(",", ":"), allow_nan=False)}))
 
 
 def digest(tensors: Mapping[str, NDArray[np.float32]], tree: Mapping[str, Any]) -> str:
@@ -100,6 +113,12 @@ def digest(tensors: Mapping[str, NDArray[np.float32]], tree: Mapping[str, Any]) 
 
 def _canonical(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def set_evaluation(path: str | os.PathLike[str], evaluation: dict[str, Any] | None) -> Manifest:
+    """Put the summary of an evaluation into a file, and return its manifest. PolicyFileError: it is not right."""
+    parameters, manifest = read(path)
+    return write(path, parameters, replace(manifest, evaluation=evaluation))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

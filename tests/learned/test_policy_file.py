@@ -95,6 +95,16 @@ def test_writing_leaves_the_old_file_where_the_new_one_would_be_refused(tmp_path
         write(tmp_path / "nowhere" / "p.safetensors", random(), manifest())
 
 
+def test_an_evaluation_is_put_into_a_file_that_stays_the_same_policy(tmp_path: Path) -> None:
+    path = save(tmp_path / "p.safetensors", evaluation={"gate": "none yet"})
+    parameters, before = read(path)
+    policy_file.set_evaluation(path, {"gate": "passed", "mean": 1.9})
+    again, after = read(path)
+    assert after.evaluation == {"gate": "passed", "mean": 1.9}
+    assert after.sha256 != before.sha256
+    assert all(again[name].tobytes() == parameters[name].tobytes() for name in parameters)
+
+
 # --- damage ---
 
 
