@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="name of a shipped scenario, or a YAML file")
     parser.add_argument("--list", action="store_true", help="list the shipped scenarios")
     parser.add_argument("--show", action="store_true", help="print the scenario's file and do nothing")
-    parser.add_argument("--policies", metavar="P,P,…", help="these instead: names, with options as gsed:c=0.3")
+    parser.add_argument("--policies", metavar="P,P,…", help="these instead: names or files, with options as gsed:c=0.3")
     parser.add_argument("--seeds", metavar="N", help="so many seeds, 1 … N; or a list: 7,8,9")
     parser.add_argument("--flows", type=int, metavar="N", help="flows a run")
     parser.add_argument("--load", type=float, metavar="RHO", help="offered load, a share of the capacity")
@@ -196,17 +196,19 @@ def _seeds(text: str) -> Any:
 
 def _policies(scenario: Scenario, text: str) -> tuple[Any, ...]:
     """Return the policies that are named: the scenario's own where a name or label is one of its, else new ones."""
+    from controlplane import registry
     from controlplane.command import CommandError
     from controlplane.commands.policy import _value
 
     chosen: list[Any] = []
     for part in text.split(","):
-        name, *options = part.strip().split(":")
+        prefix = registry.PREFIX if part.strip().startswith(registry.PREFIX) else ""
+        name, *options = part.strip().removeprefix(prefix).split(":")
         own = [policy for policy in scenario.policies if part.strip() in (policy.title, policy.name)]
         if own:
             chosen += own
             continue
-        spec: dict[str, Any] = {"name": name}
+        spec: dict[str, Any] = {"name": prefix + name}
         for option in options:
             key, equals, value = option.partition("=")
             if not key or not equals or not value:
