@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from controlplane import registry
 from controlplane.agents.es import EvolutionStrategy
 from controlplane.command import CommandError
 from controlplane.config_errors import did_you_mean
+from controlplane.env.base import STATIC
 from controlplane.env.objective import FIELDS, UTILISATION
 from controlplane.learned.policy_file import PolicyFileError, read
 from controlplane.training.checkpoints import Folder
@@ -82,7 +84,8 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
         config, parameters = _continued(config, request.begin_from)
     # An offline agent can learn without a scenario to be evaluated in.
     none = request.offline is not None and not request.scenarios
-    tasks = () if none else tasks_of(request.scenarios, config.training.interval)
+    hide = registry.create(config.training.base).name not in STATIC
+    tasks = () if none else tasks_of(request.scenarios, config.training.interval, hide_weights=hide)
     setup = setup_of(config, tasks, constraints_of(request.constraints))
     plan = Plan(config, tasks, setup, request.seed, request.command, commit(), request.seconds)
     learner = make_learner(plan, request.offline)

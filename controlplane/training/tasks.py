@@ -21,7 +21,7 @@ import numpy as np
 from controlplane.command import CommandError
 from controlplane.config_errors import ConfigError, did_you_mean
 from controlplane.env.worlds import ENDLESS
-from controlplane.simulation.scenario import Scenario, length
+from controlplane.simulation.scenario import Policy, Scenario, length
 from controlplane.simulation.scenario_file import library, load
 from dataplane.simulator import World
 from dataplane.simulator import world as sim
@@ -37,6 +37,7 @@ class ScenarioTask:
     name: str
     scenario: Scenario
     interval: float  # seconds
+    hide_weights: bool = False  # in half of the episodes, for base policies that learn them
 
     @property
     def width(self) -> int:
@@ -50,7 +51,9 @@ class ScenarioTask:
 
     def world(self, generator: np.random.Generator, balancers: int, seconds: float) -> World:
         """Return a world for an episode of so many seconds."""
-        world = self.scenario.world(int(generator.integers(2**63)))
+        seed = int(generator.integers(2**63))
+        untold = Policy(name="adaptive", weights="equal") if self.hide_weights and generator.uniform() < 0.5 else None
+        world = self.scenario.world(seed, untold)
         if world.events:
             scale = seconds / length(world)
             world = replace(world, events=[replace(event, at=event.at * scale) for event in world.events])
@@ -190,11 +193,11 @@ def _events(g: np.random.Generator, farm: Sequence[sim.Server], seconds: float) 
     return []
 
 
-def tasks_of(names: Sequence[str], interval: float) -> tuple[Task, ...]:
+def tasks_of(names: Sequence[str], interval: float, *, hide_weights: bool = False) -> tuple[Task, ...]:
     """Return the tasks of scenario names, files and `random…`. Raises CommandError with all that is wrong in one."""
     if not names:
         raise CommandError("which scenario? --scenario NAME, a YAML file, or random", status=2)
-    tasks = tuple(_task(name, interval) for name in names)
+    tasks = tuple(_task(name, interval, hide_weights) for name in names)
     short = [task.name for task in tasks]
     # Two files of one name are told apart by their paths.
     return tuple(
@@ -203,7 +206,7 @@ def tasks_of(names: Sequence[str], interval: float) -> tuple[Task, ...]:
     )
 
 
-def _task(name: str, interval: float) -> Task:
+def _task(name: str, interval: float, hide_weights: bool) -> Task:
     if name == RANDOM or name.startswith(RANDOM + ":"):
         return _random(name, interval)
     try:
@@ -215,7 +218,7 @@ def _task(name: str, interval: float) -> Task:
         raise CommandError(text, status=2, details={"problems": error.as_json()}) from None
     if scenario.balancers.view != "own":
         raise CommandError(f"{name}: balancers.view: expected own: agents see their own flows", status=2)
-    return ScenarioTask(Path(name).stem, scenario, interval)
+    return ScenarioTask(Path(name).stem, scenario, interval, hide_weights)
 
 
 def _random(name: str, interval: float) -> RandomTask:
