@@ -47,7 +47,7 @@ class AgentConfig:
     hidden: int = 32  # units of the network
     gamma: float = 0.95  # discount a step
     learning_rate: float = 1e-3  # of Adam
-    max_grad_norm: float = 10.0  # gradients are scaled down to it
+    max_grad_norm: float = 100.0  # gradients are scaled down to it
     steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
     memory: bool = True  # False: the state is initial at each step, for what needs no memory (exact.py)
@@ -196,7 +196,7 @@ class Agent(ABC):
 class RewardScale:
     """Running mean and deviation of rewards; early ones are forgotten as more come (the policy has changed since)."""
 
-    RATE = 1e-3  # of a vector step, at least
+    RATE = 5e-3  # of a vector step, at least
 
     def __init__(self) -> None:
         self.steps, self.mean, self.square = 0, 0.0, 0.0

@@ -19,7 +19,7 @@ step, beyond what the state tells. With one head all this is Christodoulou's alg
 
     V(s)     = ⟨ Σ_a π_h(a) (min_j q⁻_jh(a) − α_h log π_h(a)) ⟩                             eq. 10
     y        = r + γ (1 − terminated) V(s')
-    J_Q      = Σ_j huber(Q_j(s, a) − y)                                                     eq. 5, two critics
+    J_Q      = Σ_j (Q_j(s, a) − y)²                                                         eq. 5, two critics
     J_π      = ⟨ Σ_a π_h(a) (α_h log π_h(a) − min_j q_jh(a)) ⟩                              eq. 12
     J_α      = Σ_kinds −log α_h (Σ_a π_h log π_h + H̄_h),  H̄_h = share · log |levels|        eq. 11, in log α
 
@@ -86,7 +86,7 @@ def kinds(per_head: PerHead, active: Tensor) -> Tensor:
 def of_chosen(values: PerHead, numbers: PerHead) -> PerHead:
     """Return x_h(a_h) of the chosen levels (…, n, row heads) and (…, global heads)."""
     rows, whole = (
-        x.gather(-1, a.unsqueeze(-1)).squeeze(-1) if a.numel() else x[..., 0]
+        x.gather(-1, a.unsqueeze(-1)).squeeze(-1) if a.numel() else x.sum(-1)
         for x, a in zip(values, numbers, strict=True)
     )
     return rows, whole
@@ -114,6 +114,13 @@ def entropy(log_pi: PerHead) -> PerHead:
     """Return H(π_h) = −Σ_a π_h(a) log π_h(a)."""
     rows, whole = (-(p.exp() * p).sum(-1) for p in log_pi)
     return rows, whole
+
+
+def greatest_entropy(schema: ActionSchema, active: Tensor) -> Tensor:
+    """Return log of the number of levels of each head kind, (kinds,); of kind choice, of the active servers (…, 1)."""
+    if schema.kind == "choice":
+        return active.sum(-1, keepdim=True).clamp(min=2).log()
+    return torch.full((len(schema.row_heads) + len(schema.global_heads),), math.log(len(schema.levels)))
 
 
 def td_target(reward: Tensor, done: Tensor, value_next: Tensor, gamma: float) -> Tensor:
@@ -158,7 +165,8 @@ class SoftActorCritic(ReplayAgent):
                 {"params": [*body, *self.critics.parameters()], "lr": c.learning_rate},
                 {"params": heads, "lr": c.actor_rate},
                 {"params": [self.log_alpha], "lr": c.alpha_rate},
-            ]
+            ],
+            fused=True,
         )
 
     def actor(self) -> RowNetwork:
@@ -170,7 +178,7 @@ class SoftActorCritic(ReplayAgent):
         norm = self.step(losses["critic"] + losses["actor"] + losses["alpha"])
         self.follow()
         alpha = self.log_alpha.detach().exp().mean()
-        return {f"loss/{name}": float(x) for name, x in losses.items() if name != "entropy"} | {
+        return {f"loss/{name}": float(x.detach()) for name, x in losses.items() if name != "entropy"} | {
             "entropy": float(losses["entropy"]),
             "alpha": float(alpha),
             "gradient_norm": norm,
@@ -193,7 +201,7 @@ class SoftActorCritic(ReplayAgent):
         critic_loss = torch.zeros(())
         for q in values:
             chosen = over_heads(of_chosen(q, numbers), active)
-            critic_loss = critic_loss + mean_over(F.smooth_l1_loss(chosen, target, reduction="none"), valid)
+            critic_loss = critic_loss + mean_over((chosen - target).square(), valid)
 
         log_pi = log_policy(self.policy.heads(state.detach(), active))
         detached = lesser([(rows.detach(), whole.detach()) for rows, whole in values])
@@ -201,11 +209,11 @@ class SoftActorCritic(ReplayAgent):
         actor_loss = -mean_over(soft, valid)
 
         had = entropy(log_pi)
-        greatest = self.greatest_entropy(active)
+        greatest = greatest_entropy(self.schema, active)
         wanted = self.config.target_entropy * greatest
         gap = (kinds(had, active).detach() - wanted) * valid.unsqueeze(-1)
         alpha_loss = (self.log_alpha * gap).sum() / valid.sum().clamp(min=1)
-        share = kinds(had, active).detach() / greatest.clamp(min=1e-6)
+        share = kinds(had, active).detach() / greatest
         return {
             "critic": critic_loss,
             "actor": actor_loss,
@@ -225,12 +233,6 @@ class SoftActorCritic(ReplayAgent):
         alpha = self.log_alpha.detach().exp()
         rows = len(self.schema.row_heads)
         return alpha[:rows], alpha[rows:]
-
-    def greatest_entropy(self, active: Tensor) -> Tensor:
-        """Return log of the number of levels of each head kind, (…, kinds): of kind choice, of active servers."""
-        if self.schema.kind == "choice":
-            return active.sum(-1, keepdim=True).clamp(min=1).log()
-        return torch.full((len(self.log_alpha),), math.log(len(self.schema.levels)))
 
     def follow(self) -> None:
         """Move the targets towards what they follow (Polyak averaging)."""
@@ -278,4 +280,4 @@ class SingleSoftActorCritic(SoftActorCritic):
 
 def _mean(x: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """Return the means over k successive rows."""
-    return np.asarray(x.reshape(-1, k, *x.shape[1:]).mean(axis=1), dtype=np.float32)
+    return np.asarray(x.reshape(len(x) // k, k, *x.shape[1:]).mean(axis=1), dtype=np.float32)

@@ -81,7 +81,7 @@ class Farm:
         """Return what is observed in each state, in the order of `states`."""
         n = self.states.astype(np.float64)
         mu = np.asarray(self.speeds)
-        features = np.zeros((*n.shape, len(FEATURES)))
+        features = np.ones((*n.shape, len(FEATURES)))  # times that tell nothing
         features[:, :, 0] = n
         curves = np.broadcast_to((np.arange(SLOPE_N + 1) + 1.0) / mu[:, None], (len(n), len(mu), SLOPE_N + 1))
         return encode(features, n < self.room, np.zeros((*n.shape, 4)), curves, 1.0 / self.arrivals, 1)
