@@ -25,6 +25,9 @@ AGENTS: Final[dict[str, str]] = {
     "mpg": "controlplane.agents.mpg:PotentialGame",
     "qmix": "controlplane.agents.qmix:QMix",
     "vdn": "controlplane.agents.vdn:ValueDecomposition",
+    "cql": "controlplane.agents.cql:ConservativeQ",
+    "bcq": "controlplane.agents.bcq:BatchConstrainedQ",
+    "bc": "controlplane.agents.cloning:BehaviourCloning",
 }
 
 

@@ -8,7 +8,7 @@ Source      Rashid et al., "QMIX: Monotonic Value Function Factorisation for Dee
     Q_tot(s, a)  the mixer of the chosen utilities (mixing.py)
     a'           each head's best level by the network that learns: argmax_a q_u(τ', a)
     y            r + γ (1 − terminated) Q_tot⁻(s', a'), ⁻ the target networks                            equation 6
-    L            mean of (y − Q_tot(s, a))² over the steps after the burn-in                             equation 5
+    L            mean of (y − Q_tot(s, a))² over the steps after the burn-in                             equation 6
     acting       ε-greedy a head, ε annealed linearly; the greedy level is argmax_a q_u: no softmax of Q is taken
                  anywhere (the public MARLLB code takes one, which is no maximum)
 
@@ -55,10 +55,15 @@ class QMixConfig(ReplayConfig):
     epsilon_steps: int = 2000  # vector steps over which ε falls
 
 
-def greedy(values: PerHead) -> PerHead:
-    """Return the best levels, (…, heads, levels) → (…, heads)."""
-    rows, whole = (v.argmax(-1) if v.numel() else v.new_zeros(v.shape[:-1], dtype=torch.int64) for v in values)
-    return rows, whole
+def greedy(values: PerHead, allowed: PerHead | None = None) -> PerHead:
+    """Return the best levels, (…, heads, levels) → (…, heads); among those allowed, of the same shapes, bool."""
+    found = []
+    for i, x in enumerate(values):
+        if not x.numel():
+            found.append(x.new_zeros(x.shape[:-1], dtype=torch.int64))
+        else:
+            found.append((x if allowed is None else x.masked_fill(~allowed[i], -torch.inf)).argmax(-1))
+    return found[0], found[1]
 
 
 def td_loss(
@@ -74,7 +79,7 @@ def td_loss(
     gamma: float,
     double: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean squared TD error over valid steps, and Q_tot (B, T − 1).  QMIX, equation 5.
+    """Return the mean squared TD error over valid steps, and Q_tot (B, T − 1).  QMIX, equation 6.
 
     online, target: values of every level, rows (B, K, T, n, HR, L) and all (B, K, T, HG, L). numbers: levels chosen,
     (B, K, T, n, HR) and (B, K, T, HG). mixed and mixed_target: make Q_tot (B, T) of utilities of chosen levels. reward,
@@ -85,6 +90,13 @@ def td_loss(
         best = greedy(online if double else target)
         y = td_target(reward, done, mixed_target(of_chosen(target, best))[:, 1:], gamma)
     return mean_over((y - total).square(), valid), total
+
+
+def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move a target network towards what it follows (Polyak averaging)."""
+    with torch.no_grad():
+        for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
+            slow.lerp_(fast, rate)
 
 
 class QMix(ReplayAgent):
@@ -151,7 +163,8 @@ class QMix(ReplayAgent):
             double=c.double,
         )
         norm = self.step(loss)
-        self.follow()
+        follow(self.target_utility, self.utility, c.target_rate)
+        follow(self.target_mixer, self.mixer, c.target_rate)
         value = float(total.detach().mean())
         return {"loss/td": float(loss.detach()), "value": value, "epsilon": self.epsilon, "gradient_norm": norm}
 
@@ -172,14 +185,6 @@ class QMix(ReplayAgent):
         arguments = (*utilities, seq.rows, seq.whole, seq.active)
         mixed: Tensor = mixer(*(by_step(x) for x in arguments))
         return mixed.view(b, t)
-
-    def follow(self) -> None:
-        """Move the target networks towards those that learn."""
-        with torch.no_grad():
-            pairs = ((self.target_utility, self.utility), (self.target_mixer, self.mixer))
-            for target, online in pairs:
-                for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-                    slow.lerp_(fast, self.config.target_rate)
 
     def actor(self) -> RowNetwork:
         return self.utility
