@@ -217,6 +217,9 @@ class Controller:
             loop = _loop(given, segment, interval)
             service = Service(loop)
             self._listen(service, given["service"])
+            if loop.demoted:
+                told = {"policy": given["policy"]["name"], "spec": given["policy"], "sha256": None}
+                loop.on_event({"what": "demoted", "who": "controller", **told, "why": loop.demoted, "to": STAND_IN})
             try:
                 loop.begin(takeover=self.takeover)
                 started.append(service)

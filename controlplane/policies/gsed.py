@@ -10,6 +10,8 @@ Bid       (K·n + c) / w
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from controlplane.policy import CURVE_N, Directive, Floats, Observation, PolicyError
@@ -25,6 +27,7 @@ def speed_curves(weight: Floats, slope: float, constant: float) -> Floats:
 
 class GeneralisedShortestExpectedDelay:
     name = "gsed"
+    tunable: ClassVar = {"c": (0.0, 1.0)}  # by fine-tuning, controlplane/deployment/adapt.py
 
     def __init__(self, c: float = 0.5, k: float | None = None) -> None:
         if not (np.isfinite(c) and c >= 0) or not (k is None or (np.isfinite(k) and k > 0)):

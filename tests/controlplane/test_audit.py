@@ -1,4 +1,4 @@
-"""The audit log: every record a line, nobody waits for it, and what is lost is counted and told (row 36 for this log)."""
+"""The audit log: every record a line, nobody waits for it, and what is lost is counted and told (row 36)."""
 
 from __future__ import annotations
 

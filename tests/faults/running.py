@@ -49,6 +49,8 @@ class Running:
         self.port = free_port()
         self.admin_port = free_port()
         self.instance = f"t{os.getpid()}-{self.port}"
+        self.plugins: list[Path] = []  # folders with installed policies of third parties
+        self.admin: dict[str, Any] = {"listen": f"127.0.0.1:{self.admin_port}"}
         self.keys: dict[str, Any] = {"listen": f"127.0.0.1:{self.port}", "servers": servers, **keys}
         self.child: Child | None = None
         self.write()
@@ -58,7 +60,7 @@ class Running:
         self.keys.update(keys)
         document = {
             "instance": self.instance,
-            "admin": {"listen": f"127.0.0.1:{self.admin_port}"},
+            "admin": self.admin,
             "service": {"web": self.keys},
         }
         self.file.write_text(json.dumps(document))
@@ -81,7 +83,7 @@ class Running:
     def start(self) -> None:
         if self.child is not None:
             self.child.stop()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *self.plugins]))}
         command = [sys.executable, "-m", "controlplane.cli", "run", str(self.file)]
         self.child = Child("vickrey", command, env=environment, cwd=self.folder, death_signal=signal.SIGKILL)
         self.child.wait_ready(self.is_healthy, 30.0)
