@@ -251,9 +251,10 @@ def _mistakes(name: str, valid: Any) -> Iterator[tuple[Where, str]]:
     except (TypeError, ValueError) as error:
         yield ("agent",), str(error)
         return
-    horizon = getattr(own, "steps_per_update", None)
-    if found.on_policy and horizon is not None and horizon != training.episode:
+    horizon = getattr(own, "horizon", None)
+    if found.on_policy and horizon is not None and horizon + 1 != training.episode:
         yield (
-            ("agent", "steps_per_update"),
-            f"expected training.episode, {training.episode}: {name} learns from whole rounds",
+            ("agent", "horizon"),
+            f"expected training.episode - 1, {training.episode - 1}: {name} learns once from each round, whose last "
+            "step is only looked at",
         )

@@ -34,7 +34,7 @@ SMALL_ES = ("pairs=2", "episodes=1")
 
 def changes_for(agent: str) -> tuple[str, ...]:
     """Return the changes that make a training of this agent small."""
-    own = {"es": SMALL_ES, "ppo": ("steps_per_update=12",)}
+    own = {"es": SMALL_ES, "ppo": ("horizon=11", "length=11")}
     return SMALL + own.get(agent, SMALL_REPLAY)
 
 

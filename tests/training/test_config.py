@@ -77,5 +77,5 @@ def test_an_agent_that_does_not_exist_is_named_with_the_one_that_was_meant():
 
 
 def test_an_on_policy_agent_learns_from_whole_rounds():
-    with pytest.raises(CommandError, match=r"training\.episode, 30"):
+    with pytest.raises(CommandError, match=r"agent\.horizon: expected training\.episode - 1, 29"):
         load("ppo", None, ["training.episode=30"])
