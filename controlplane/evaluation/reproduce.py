@@ -26,6 +26,8 @@ SEEDS: Final = tuple(range(101, 111))
 TUNING_SEEDS: Final = (9001, 9002)
 TUNED_C: Final = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5)
 NOT_TRAINED: Final = "not trained"
+# No bound on a step of the weights, no fading: as theirs act.
+AS_PUBLISHED: Final = {"change": 100.0, "fade": False}
 BASE: Final = "sed"  # what the others are set against
 
 
@@ -113,7 +115,7 @@ def reproduce(request: Request, workers: int, stage: Any) -> dict[str, Any]:
 def _policy(method: Method, case: Case, c: float, folder: Path | None) -> Policy | None:
     if method.agent is not None:
         path = policy_file(folder, case.bed, method.agent)
-        return None if path is None else Policy.model_validate({"name": "learned", "file": str(path)})
+        return None if path is None else Policy.model_validate({"name": "learned", "file": str(path), **AS_PUBLISHED})
     assert method.spec is not None
     return Policy.model_validate({**method.spec, **({"c": c} if method.key == "gsed" else {})})
 

@@ -1,8 +1,8 @@
 """Trains the papers' methods for `vickrey reproduce --train`, with `vickrey train`, on the test beds rebuilt.
 
 As theirs: the weights {1, 1.5, 2} under the rule SED, every 250 ms, episodes of the traffic that they are then measured
-in, at its highest rate. The balancers of a farm share the reward, Jain's index of the flows' durations; MPG makes its
-own of the variance.
+in, at its highest rate. The reward is Jain's index of the flows' durations, that of all balancers for S-SAC and QMIX,
+each one's own for I-SAC; MPG makes its own of the variance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ SETTINGS: Final = (
     "action.rule=sed",
     f"training.interval={INTERVAL * 1000:g}ms",
     "training.reward=jain",
+    "training.base=sed",
 )
+# Those that learn alone are rewarded for what they see themselves.
+ALONE: Final = ("isac", "mpg")
 
 
 def missing(folder: Path, cases: Sequence[Case]) -> list[tuple[Bed, str, Case]]:
@@ -80,9 +83,10 @@ def train(
         scenario.write_text(scenario_text(case), encoding="utf-8")
         out = folder / f"run-{bed}-{agent}"
         say(f"training {agent} on the {bed} test bed for {seconds:g} s")
+        own = ("training.shared_reward=false",) if agent in ALONE else ()
         command = [sys.executable, "-P", "-m", "controlplane.cli", "train", agent, "--scenario", str(scenario)]
         command += ["--seed", "1", "--time", f"{seconds:g}s", "--out", str(out), "--quiet"]
-        command += [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+        command += [part for setting in (*SETTINGS, *own, *settings) for part in ("--set", setting)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         trained = out / f"policy{registry.SUFFIX}"
         if done.returncode != 0 or not trained.is_file():
