@@ -107,5 +107,5 @@ def _rest(record: dict[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{key}={_text(inner)}" for key, inner in value.items() if inner is not None)
+        return "(" + " ".join(f"{key}={_text(inner)}" for key, inner in value.items() if inner is not None) + ")"
     return str(value)

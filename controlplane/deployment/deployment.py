@@ -241,6 +241,10 @@ class Deployment:
         self.decider.chosen = chosen
         if self.trial is None and trial is not None:
             self._settle()
+        elif chosen.switchback is not None or not chosen.guarded or chosen.enforcing_percent == 0:
+            self.guard = None
+        elif chosen.enforcing_percent > before.enforcing_percent:
+            self.guard = self._windows.guard()
         was = "switchback" if before.switchback is not None else f"{before.enforcing_percent} %"
         now = "switchback" if chosen.switchback is not None else f"{chosen.enforcing_percent} %"
         self._tell("share", who, before=was, now=now, incumbent=self._incumbent_name())
@@ -391,6 +395,7 @@ class Deployment:
             self._settle()
             self._taken(why)
         else:
+            self._tell("rolled back", "switchback", to=trial.incumbent.chosen.name, why=why)
             if trial.switchback.verdict != "undecided":
                 self.counts.rollbacks += 1
                 self._cool.begin(self.chosen.key, self._now, why)
