@@ -13,7 +13,7 @@ import torch
 from controlplane.agents.agent import Agent
 from controlplane.command import CommandError
 from controlplane.training.episodes import Setup
-from controlplane.training.learners import Parameters, Round, Uninterrupted, rows_of, same_balancers
+from controlplane.training.learners import Hold, Parameters, Round, rows_of, same_balancers
 from controlplane.training.sampler import RolloutJob, side_by_side
 from controlplane.training.tasks import Task
 from controlplane.training.workers import Workers
@@ -37,7 +37,7 @@ class Gradient:
         self.rows = rows_of(tasks, replicas // lanes)
         self.decode = agent.decode
 
-    def round(self, number: int, workers: Workers, uninterrupted: Uninterrupted) -> Round:
+    def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         agent = self.agent
         state = agent.state_dict()
         jobs = [
@@ -54,12 +54,12 @@ class Gradient:
         ]
         lanes = workers.map(jobs)
         losses: dict[str, list[float]] = defaultdict(list)
-        with uninterrupted():
-            for step in side_by_side(lanes):
-                agent.observe(step)
-                while agent.ready:
-                    for name, value in agent.learn().items():
-                        losses[name].append(value)
+        hold()
+        for step in side_by_side(lanes):
+            agent.observe(step)
+            while agent.ready:
+                for name, value in agent.learn().items():
+                    losses[name].append(value)
         figures = {name: float(np.mean(values)) for name, values in losses.items()}
         figures["reward"] = float(np.mean([lane.reward for lane in lanes]))
         figures["updates"] = float(agent.updates)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,8 +18,8 @@ from controlplane.training.tasks import Task
 from controlplane.training.workers import Workers
 
 Parameters = dict[str, NDArray[np.float32]]
-# Nothing is interrupted within; an interrupt that came raises when it is left.
-Uninterrupted = Callable[[], AbstractContextManager[None]]
+# From its call on nothing is interrupted: called when a learner begins to change.
+Hold = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Learner(Protocol):
 
     decode: str
 
-    def round(self, number: int, workers: Workers, uninterrupted: Uninterrupted) -> Round:
-        """Make a round. An interrupt within leaves the learner as it was before or after it."""
+    def round(self, number: int, workers: Workers, hold: Hold) -> Round:
+        """Make a round. Until it calls hold() the learner is as it was before."""
 
     def parameters(self) -> Parameters:
         """Return the present policy's network."""
@@ -66,7 +65,7 @@ class Evolution:
         self.decode = strategy.decode
         self.multipliers = Multipliers(c.cost_limit, c.multiplier_rate, c.multiplier_max)
 
-    def round(self, number: int, workers: Workers, uninterrupted: Uninterrupted) -> Round:
+    def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         c, members = self.strategy.config, self.strategy.ask()
         groups = self._groups(number)
         parts = np.array_split(np.arange(len(members)), min(self.lanes, len(members)))
@@ -82,11 +81,11 @@ class Evolution:
             fct.append(np.concatenate([found[0] for found in own]))
             costs += np.concatenate([found[1] for found in own]) / len(groups)
         fitness, spread = fitness_of(np.concatenate(fct, axis=1))
-        with uninterrupted():
-            if costs.shape[1]:
-                self.multipliers.update(costs)
-                fitness = fitness - costs @ self.multipliers.values
-            figures = self.strategy.tell(fitness)
+        hold()
+        if costs.shape[1]:
+            self.multipliers.update(costs)
+            fitness = fitness - costs @ self.multipliers.values
+        figures = self.strategy.tell(fitness)
         figures["fitness/spread_of_an_episode"] = spread
         figures |= {f"constraint/{i}": float(x) for i, x in enumerate(costs.mean(axis=0))}
         figures |= {f"multiplier/{i}": float(x) for i, x in enumerate(self.multipliers.values)}

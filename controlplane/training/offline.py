@@ -13,7 +13,7 @@ from controlplane.agents.offline import OfflineAgent, inputs_of
 from controlplane.command import CommandError
 from controlplane.env.dataset import DatasetError, read_dataset
 from controlplane.learned.encoding import GLOBAL_COLUMNS, Inputs
-from controlplane.training.learners import Parameters, Round, Uninterrupted
+from controlplane.training.learners import Hold, Parameters, Round
 from controlplane.training.ranges import SENT, Sample
 from controlplane.training.workers import Workers
 
@@ -38,12 +38,12 @@ class Offline:
         except OSError as error:
             raise CommandError(f"{file}: {(error.strerror or str(error)).lower()}", status=2) from None
 
-    def round(self, number: int, workers: Workers, uninterrupted: Uninterrupted) -> Round:
+    def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         losses: dict[str, list[float]] = defaultdict(list)
-        with uninterrupted():
-            for _ in range(UPDATES):
-                for name, value in self.agent.learn().items():
-                    losses[name].append(value)
+        hold()
+        for _ in range(UPDATES):
+            for name, value in self.agent.learn().items():
+                losses[name].append(value)
         figures = {name: float(np.mean(values)) for name, values in losses.items()}
         figures["off_grid"] = self.agent.off_grid
         return Round(UPDATES, figures, [sample_of(self._inputs, number)])

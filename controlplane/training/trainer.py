@@ -71,6 +71,7 @@ class Trainer:
         self.note, self.advance = note, advance
         self.result = Result()
         self.seen = Seen(plan.seed)
+        self._began = 0.0  # when it would have begun, had it never been stopped
         self._evaluated: list[Sample] = []  # inputs of the last evaluation
         self._base: dict[str, Any] = {}  # the base policy's completion times in the held-out episodes
 
@@ -105,7 +106,7 @@ class Trainer:
     def run(self) -> Result:
         """Train to the end, or to an interrupt: then what is there is saved, and the result says so."""
         r, training = self.result, self.plan.config.training
-        began, before = time.monotonic(), r.seconds
+        self._began = time.monotonic() - r.seconds
         with contextlib.closing(Progress(self.folder.path)) as progress, terminated():
             try:
                 if r.rounds == 0:
@@ -113,22 +114,26 @@ class Trainer:
                 while not self._is_over():
                     then = r.steps
                     self._round(progress)
-                    r.seconds = before + time.monotonic() - began
                     if _crosses(then, r.steps, training.evaluate_every):
                         self._evaluate(progress)
                     if _crosses(then, r.steps, training.checkpoint_every):
                         self.save()
-                    r.seconds = before + time.monotonic() - began
+                    self._tick()
                 if not r.evaluations or r.evaluations[-1]["steps"] != r.steps:
                     self._evaluate(progress)
                 self.advance(1.0, f"{r.steps:,} steps")
+            except Abandoned:
+                raise  # in the middle of a change: what was saved last is whole
             except KeyboardInterrupt:
                 r.interrupted = True
         with deaf():
-            r.seconds = before + time.monotonic() - began
+            self._tick()
             self.save()
             self._write_files()
         return r
+
+    def _tick(self) -> None:
+        self.result.seconds = time.monotonic() - self._began
 
     def _is_over(self) -> bool:
         r, plan = self.result, self.plan
@@ -139,11 +144,16 @@ class Trainer:
 
     def _round(self, progress: Progress) -> None:
         r = self.result
-        found = self.learner.round(r.rounds, self.workers, uninterrupted)
-        r.rounds += 1
-        r.steps += found.steps
-        for sample in found.samples:
-            self.seen.add(sample)
+        interrupts = Interrupts()
+        try:
+            found = self.learner.round(r.rounds, self.workers, interrupts.hold)
+            self._tick()
+            r.rounds += 1
+            r.steps += found.steps
+            for sample in found.samples:
+                self.seen.add(sample)
+        finally:
+            interrupts.release()
         progress.write(r.steps, {"round": r.rounds, "seconds": round(r.seconds, 3)} | found.figures)
 
     # Evaluation
@@ -159,6 +169,7 @@ class Trainer:
         for job, found in zip(jobs, results, strict=True):
             self._base.setdefault(self._key(job), found.base)
         self._evaluated = [found.sample for found in results]
+        self._tick()
         complete = [replace(e, base=self._base[self._key(job)]) for job, e in zip(jobs, results, strict=True)]
         summary = {"steps": r.steps} | summary_of(complete)
         r.evaluations.append(summary)
@@ -288,27 +299,38 @@ def _crosses(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put an interrupt off until this is left; a second one gets through."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
+class Abandoned(KeyboardInterrupt):
+    """A second interrupt: nothing more is written."""
 
-    def remember(number: int, frame: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class Interrupts:
+    """Puts interrupts off from hold() to release(), which then raises; a second one gets through at once.
+
+    A learner holds them when it begins to change; they are released when the trainer has put the round on its books.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        """Put interrupts off from now on."""
+        if not self._before and threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if self._came:
+            raise Abandoned
+        self._came = True
+
+    def release(self) -> None:
+        """Let them through again; raise the one that came."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
+        self._before = {}
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
