@@ -148,11 +148,15 @@ class Learned:
 
     def _act(self, o: Observation, inputs: Inputs) -> Action | None:
         """Return the network's action, or None when the base policy is to decide alone; sets novelty and blend."""
-        self.novelty = self._novelty.update(inputs, o.balancers, o.now)
+        first = self._before is None
+        if not first:
+            self.novelty = self._novelty.update(inputs, o.balancers, o.now)
         self.blend = self.strength * (blend_of(self.novelty) if self.fade else 1.0)
         self.alone = ""
         servers = int(o.active.sum())
-        if o.reserve == "learned":
+        if first and self.fade:
+            self.alone = "nothing was counted yet that could be judged"
+        elif o.reserve == "learned":
             self.alone = "flows are held back (reserve: learned)"
         elif servers > self.manifest.servers_max:
             self.alone = f"{servers} servers, and its file allows {self.manifest.servers_max}"

@@ -89,6 +89,15 @@ def test_a_policy_that_fades_out_altogether_is_the_base_policy_to_the_bit(tmp_pa
     assert others.records.tobytes() != ours.records.tobytes()
 
 
+def test_at_the_first_look_nothing_can_be_judged_and_the_base_policy_decides(tmp_path: Path) -> None:
+    policy = learned(save(tmp_path / "p.safetensors", random(scale=2.0), base="gsed"))
+    base = registry.create("gsed").decide(observation(3)).curves
+    assert policy.decide(observation(3)).curves.tobytes() == base.tobytes()
+    assert policy.alone
+    assert policy.decide(observation(3, now=100.2)).curves.tobytes() != base.tobytes()
+    assert not policy.alone
+
+
 def test_no_strength_is_the_base_policy(tmp_path: Path) -> None:
     policy = learned(save(tmp_path / "p.safetensors", random(scale=2.0)), strength=0.0)
     assert run(policy, farm())[1].records.tobytes() == run("adaptive", farm())[1].records.tobytes()
@@ -120,7 +129,8 @@ def test_it_does_what_the_agent_would_do_in_the_environment(tmp_path: Path, bala
     from dataplane._dataplane import ffi, lib
 
     parameters = random(seed=7, scale=0.5)
-    policy = learned(save(tmp_path / "p.safetensors", parameters), change=1e3)  # an agent's steps have no bound
+    # An agent's steps have no bound, and it acts from the first one on.
+    policy = learned(save(tmp_path / "p.safetensors", parameters), change=1e3, fade=False)
     network = Network(parameters, CURVES)
     core = Core(Settings(world=farm(60.0, 0.8, balancers), interval=0.2, base="adaptive"), every_balancer=True)
     reading = core.reset({0: np.random.default_rng(5)})
@@ -268,7 +278,7 @@ def test_a_new_server_in_an_old_slot_begins_with_nothing(tmp_path: Path) -> None
 
 
 def test_the_first_window_is_the_base_policy_s_own_and_the_next_the_network_s(tmp_path: Path) -> None:
-    policy = learned(save(tmp_path / "p.safetensors", always(neutral(), CURVES, 4), decode="mode"))
+    policy = learned(save(tmp_path / "p.safetensors", always(neutral(), CURVES, 4), decode="mode"), fade=False)
     seen: list[float] = []
     decide = policy.base.decide
 
@@ -289,7 +299,7 @@ def test_the_first_window_is_the_base_policy_s_own_and_the_next_the_network_s(tm
 def test_weights_of_the_paper_s_set_are_given_by_their_rule(tmp_path: Path, rule: str) -> None:
     schema = ActionSchema("discrete", levels=(1.0, 1.5, 2.0))
     file = save(tmp_path / "p.safetensors", random(scale=2.0, schema=schema), schema=schema, rule=rule)
-    watched, result = run(learned(file, change=100.0), farm())
+    watched, result = run(learned(file, change=100.0, fade=False), farm())
     given = np.array([directive.fitted["weight_given"] for _, directive in watched.seen])
     assert set(np.round(given / given.min(axis=1, keepdims=True), 6).ravel()) <= {1.0, 1.333333, 1.5, 2.0}
     assert {directive.rule for _, directive in watched.seen} == {"bids" if rule in ("sed", "gsed") else rule}
@@ -300,7 +310,7 @@ def test_weights_of_the_paper_s_set_are_given_by_their_rule(tmp_path: Path, rule
 def test_weights_move_by_a_quarter_at_most(tmp_path: Path) -> None:
     schema = ActionSchema("weights", levels=(-1.0, 0.0, 1.0))
     file = save(tmp_path / "p.safetensors", random(scale=1.5, schema=schema), schema=schema)
-    watched, _ = run(learned(file), farm())
+    watched, _ = run(learned(file, fade=False), farm())
     given = np.array([directive.fitted["weight_given"] for _, directive in watched.seen])
     ratio = given[1:] / given[:-1]
     assert ratio.max() <= 1.25 + 1e-9
