@@ -54,6 +54,9 @@ def deployment_state(loop: Deployment) -> dict[str, Any]:
     return {
         "novelty": _round(loop.decider.novelty),
         "blend": _round(loop.decider.blend),
+        # Of a learned policy: the input that is most novel, and why its base policy decides alone, when it does.
+        "novel_input": getattr(loop.decider.chosen.policy, "strangest", None) or None,
+        "alone": getattr(loop.decider.chosen.policy, "alone", None) or None,
         "trial": trial.show() if trial is not None else None,
         "switchback": switchback,
         "adapt": loop.tuner.show() if loop.tuner is not None else None,

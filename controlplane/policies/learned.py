@@ -91,6 +91,11 @@ class Learned:
         self._allocate(0)
 
     @property
+    def strangest(self) -> str:
+        """The input by which the last look was most novel; empty: by none."""
+        return self._novelty.strangest
+
+    @property
     def tunable(self) -> dict[str, tuple[float, float]]:
         """Attributes that fine-tuning may set at any time, with their bounds."""
         shifts = {"shift_k": (-SHIFT_MAX, SHIFT_MAX), "shift_c": (-SHIFT_MAX, SHIFT_MAX)}

@@ -43,6 +43,8 @@ def test_a_policy_file_takes_over_and_gives_back_under_load(balancer: Any, tmp_p
         shown = running.get("services/web/policy")
         assert all("delta_mu" in server for server in shown["servers"])
         assert (shown["late"], shown["failed"], shown["demotions"]) == (0, 0, 0)
+        assert (shown["novelty"], shown["blend"]) == (0.0, 1.0)
+        assert not {"novel_input", "alone"} & set(shown), "nothing is strange to it"
         running.change("POST", "services/web/policy/rollback")
         wait_until(lambda: policy_of(running) == "adaptive")
         load.run_for(50)
