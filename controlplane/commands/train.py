@@ -101,6 +101,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, value, least in (("--steps", args.steps, 1), ("--workers", args.workers, 0), ("--seed", args.seed, 0)):
         if value is not None and value < least:
             raise CommandError(f"expected {option} of at least {least}, not {value}", status=2)
+        if value is not None and value >= 2**62:
+            raise CommandError(f"expected {option} below 2^62, not {value}", status=2)
     if args.workers is not None and args.workers > 1024:
         raise CommandError(f"expected --workers of at most 1024, not {args.workers}", status=2)
     if args.ray is not None and args.workers is not None and args.ray not in ("local", ""):
@@ -190,17 +192,24 @@ def _free_folder(agent: str, scenarios: Sequence[str], seed: int) -> str:
 
 
 def _train(args: argparse.Namespace, request: Request | None) -> int:
-    from controlplane.command import print_json
+    from controlplane.command import CommandError, print_json
+    from controlplane.learned.policy_file import PolicyFileError
     from controlplane.training import start
     from controlplane.training.workers import Open
 
-    with _Display(args.quiet) as display, Open(1 if args.workers is None else args.workers, args.ray) as workers:
-        if request is None:
-            found = start.resume(
-                args.resume, args.steps, _seconds(args.time), args.agent, workers, display.note, display.advance
-            )
-        else:
-            found = start.begin(request, workers, display.note, display.advance)
+    seconds = _seconds(args.time)
+    try:
+        with _Display(args.quiet) as display, Open(1 if args.workers is None else args.workers, args.ray) as workers:
+            if request is None:
+                found = start.resume(
+                    args.resume, args.steps, seconds, args.agent, workers, display.note, display.advance
+                )
+            else:
+                found = start.begin(request, workers, display.note, display.advance)
+    except (PolicyFileError, OSError) as error:  # a disk that is full, a folder that is gone
+        name = getattr(error, "filename", None)
+        text = f"{name}: {error.strerror}" if isinstance(error, OSError) and name else str(error)
+        raise CommandError(text) from None
     trainer, result = found
     folder = str(trainer.folder.path)
     if args.json:

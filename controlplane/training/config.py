@@ -232,7 +232,8 @@ def _mistakes(name: str, valid: Any) -> Iterator[tuple[Where, str]]:
     if not action.row_heads and not action.global_heads:
         yield ("action", "row_heads"), "expected a head, here or in global_heads"
     try:
-        registry.create(training.base)
+        if registry.create(training.base).name == "learned":
+            yield ("training", "base"), "a learned policy cannot be the base of another; --from begins with one"
     except Exception as error:  # whatever a policy's constructor raises
         yield ("training", "base"), " ".join(str(error).split()) or type(error).__name__
     if isinstance(training.reward, str) and training.reward not in (*PAIRED, *METRICS):

@@ -16,14 +16,16 @@ from controlplane.command import CommandError
 from controlplane.config_errors import did_you_mean
 from controlplane.env.base import STATIC
 from controlplane.env.objective import FIELDS, UTILISATION
+from controlplane.env.simulated import SourceError
 from controlplane.learned.policy_file import PolicyFileError, read
 from controlplane.training.checkpoints import Folder
 from controlplane.training.config import Action, Config, agent_class, load
-from controlplane.training.episodes import Setup
+from controlplane.training.episodes import Episodes, Setup
 from controlplane.training.learners import Evolution, Learner
 from controlplane.training.tasks import Task, tasks_of
 from controlplane.training.trainer import Plan, Result, Trainer
 from controlplane.training.workers import Here, Workers
+from dataplane.simulator import SimulationError
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
     hide = registry.create(config.training.base).name not in STATIC
     tasks = () if none else tasks_of(request.scenarios, config.training.interval, hide_weights=hide)
     setup = setup_of(config, tasks, constraints_of(request.constraints))
+    for task in tasks:
+        _try_out(setup, task)
     plan = Plan(config, tasks, setup, request.seed, request.command, commit(), request.seconds)
     learner = make_learner(plan, request.offline)
     if parameters is not None:
@@ -114,6 +118,19 @@ def setup_of(config: Config, tasks: Sequence[Task], constraints: tuple[tuple[str
         warmup=t.settle,
         width=max((task.width for task in tasks), default=1),
     )
+
+
+def _try_out(setup: Setup, task: Task) -> None:
+    """Begin an episode, so that what the simulator or the base policy refuses is told at once. Raises CommandError."""
+    try:
+        episodes = Episodes(setup, task, task.balancers[0], 1, twins=True, width=task.width)
+        try:
+            episodes.begin([[0]])
+            episodes.inputs()
+        finally:
+            episodes.close()
+    except (ValueError, SourceError, SimulationError) as error:
+        raise CommandError(f"--scenario {task.name}: {' '.join(str(error).split())}", status=2) from None
 
 
 def make_learner(plan: Plan, dataset: str | None = None) -> Learner:

@@ -157,6 +157,8 @@ def test_a_sweep_trains_each_combination_and_ranks_them(scenario, tmp_path, caps
         (["train", "--resume", "/nowhere"], "no such folder"),
         (["train", "--resume", "/nowhere", "--seed", "4"], "--seed"),
         (["train", "sac", "--scenario", "heavy-tail", "--sweep", "gamma"], "KEY=VALUE,VALUE"),
+        (["train", "sac", "--scenario", "heavy-tail", "--set", "base=wrr"], "can be corrected"),
+        (["train", "sac", "--scenario", "heavy-tail", "--set", "base={name: learned, file: x}"], "training.base"),
     ],
 )
 def test_bad_usage_is_named_and_ends_with_status_2(arguments, said, tmp_path, monkeypatch, capsys):
