@@ -63,7 +63,7 @@ ALIASES: dict[str, str] = {
 }
 
 # Keys of `policy:` that belong to the controller, not to the policy.
-CONTROLLER_OPTIONS = frozenset({"name", "ledger", "ledger_sample"}) | deployment_options.DEPLOYMENT
+CONTROLLER_OPTIONS = frozenset({"name", "ledger", "ledger_sample", "sha256"}) | deployment_options.DEPLOYMENT
 
 # Share of the flows whose auctions the ledger has, beside its rounds.
 LEDGER_SAMPLE = 0.001

@@ -32,13 +32,14 @@ def deadline(interval: float) -> float:
 class Chosen:
     """A policy from its specification; raises ValueError naming what is wrong with that."""
 
-    def __init__(self, spec: str | Mapping[str, Any]) -> None:
+    def __init__(self, spec: str | Mapping[str, Any], policy: Policy | None = None) -> None:
+        """policy: that goes on, instead of a new one of this specification."""
         given: Spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         # `options` may stand beside the name or in a mapping of their own.
         given = {**given.pop("options", {}), **given}
         options.check(given)
         given.pop("force", None)
-        self.policy: Policy = registry.create(given)
+        self.policy: Policy = registry.create(given) if policy is None else policy
         self.shadow = given.get("mode", "enforce") == "shadow"
         self.enforcing_percent = options.enforcing(given)
         self.guarded = options.flag(given, "guard", True)
@@ -49,6 +50,11 @@ class Chosen:
         if given.get("ledger") is not None:
             self.ledger = Path(given["ledger"]), float(given.get("ledger_sample", registry.LEDGER_SAMPLE))
         self.spec = given | {"name": registry.canonical(given["name"])}
+        if self.sha256 is not None:
+            wanted = self.spec.setdefault("sha256", self.sha256)
+            if wanted != self.sha256:
+                what = f"it is not the file that is meant, whose SHA-256 is {wanted}, but {self.sha256}"
+                raise ValueError(f"policy {self.name}: {what}")
 
     @property
     def name(self) -> str:
@@ -74,7 +80,7 @@ class Chosen:
     @property
     def key(self) -> str:
         """The same for two specifications of one policy, however they are deployed."""
-        return json.dumps([self.plain, self.sha256], sort_keys=True, default=str)
+        return json.dumps(self.plain, sort_keys=True, default=str)
 
 
 class Decider:

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from controlplane import registry
 from controlplane.auction.live_ledger import check_writable
 from controlplane.deployment import options
 from controlplane.deployment.adapt import Tuner
 from controlplane.deployment.agreement import Agreement, agreement
 from controlplane.deployment.chosen import REJECTED_MAX, Chosen, Decider, Spec, deadline
+from controlplane.deployment.history import History
 from controlplane.deployment.trial import Trial
 from controlplane.guard import CoolDown, Guard, Totals, Windows
 from controlplane.policy import Directive, Observation
@@ -28,7 +30,6 @@ log = logging.getLogger("vickrey.controller")
 
 DEMOTED_BY = "lsq"
 SHADOW_CYCLES = 5
-HISTORY = 3
 # Times that a demoted service writes in the log what its policy did wrong.
 LOG_EVERY = 50
 # Below this blend a learned policy mostly does as its heuristic; above the second it is itself again.
@@ -68,7 +69,7 @@ class Deployment:
         self, service: str, policy: str | Mapping[str, Any], interval: float, history: Iterable[Spec], seed: int | None
     ) -> None:
         self.service, self.interval = service, interval
-        self.history: deque[Spec] = deque(history, maxlen=HISTORY)
+        self.history = History(history)
         self.counts = Counts()
         self.guard: Guard | None = None
         self.demoted = ""  # why, when it is
@@ -85,8 +86,8 @@ class Deployment:
         self._windows = Windows()
         self.decider = Decider(Chosen(policy))
         self.trial = self._trial_of(self.chosen, None)
-        if self.trial is not None and (not self.history or not _alike(self.history[-1], self.trial)):
-            self.history.append(self.trial.incumbent.chosen.spec)
+        if self.trial is not None and not (self.history and _alike(self.history.last_spec(), self.trial)):
+            self.history.append(self.trial.incumbent.chosen)
         self.tuner = Tuner.of(self.chosen, self._rng)
 
     @property
@@ -199,9 +200,7 @@ class Deployment:
             raise
 
     def _begin(self, given: Spec, done: Callable[[str | None], None], who: str) -> None:
-        if "name" not in given:
-            given = self._changed(given)
-        chosen = Chosen(given)
+        chosen = Chosen(given) if "name" in given else Chosen(self._changed(given), self.chosen.policy)
         if chosen.ledger is not None and chosen.spec.get("ledger") != self.chosen.spec.get("ledger"):
             check_writable(chosen.ledger[0])
         if chosen.key == self.chosen.key and not self.demoted:
@@ -212,7 +211,7 @@ class Deployment:
         if left > 0 and not options.flag(given, "force", False):
             text = f"policy {chosen.name} cools down for {left:.0f} s more ({why}); --force sets it at once"
             raise ValueError(text)
-        self._trial_of(chosen, self.trial.incumbent if self.trial is not None else self.decider)  # may refuse
+        self._trial_of(chosen, self._decides_now())  # may refuse
         Tuner.of(chosen, self._rng)  # likewise
         self._begin_swap(Swap(Decider(chosen), done, who))
 
@@ -236,7 +235,8 @@ class Deployment:
         chosen.policy = before.policy
         incumbent = trial.incumbent if trial is not None else None
         if incumbent is None and chosen.partial and chosen.incumbent is None and self.history:
-            incumbent = Decider(Chosen(options.plain(self.history[-1])))
+            before_it = self.history.last()
+            incumbent = Decider(Chosen(before_it.plain, before_it.policy))
         self.trial = self._trial_of(chosen, incumbent)
         self.decider.chosen = chosen
         if self.trial is None and trial is not None:
@@ -259,7 +259,7 @@ class Deployment:
             return
         if not self.history:
             raise ValueError("there is no policy to go back to")
-        self._begin_swap(Swap(Decider(Chosen(self.history[-1])), done, who, why="rolled back"))
+        self._begin_swap(Swap(Decider(self.history.last()), done, who, why="rolled back"))
 
     def _begin_swap(self, swap: Swap) -> None:
         if self._swap is not None:
@@ -288,27 +288,41 @@ class Deployment:
         if swap.cycles < SHADOW_CYCLES:
             return None
         self._swap = None
-        self.demoted = ""
         self.shadow_report = report
         self._tell("shadowed", swap.who, chosen, shadow=report)
-        if swap.why == "set":
-            self._install(decider, swap.why, keep=True)
-        else:
-            if self.history:
-                self.history.pop()
-            self._tell("rolled back", swap.who, to=chosen.name, why="asked for")
-            self._install(decider, swap.why, keep=False)
+        try:
+            self._succeed(swap)
+        except ValueError as gone:  # a file of its incumbent
+            self._tell("refused", swap.who, chosen, why=str(gone))
+            swap.done(str(gone))
+            return None
         self._waiting.append(swap.done)
         return directive if self.trial is None else None
+
+    def _succeed(self, swap: Swap) -> None:
+        """Put a policy in charge that did well in shadow; ValueError: its incumbent cannot be made."""
+        trial = self._trial_of(swap.decider.chosen, self._decides_now()) if swap.why == "set" else None
+        self.demoted = ""
+        if swap.why == "set":
+            self._install(swap.decider, swap.why, keep=True, trial=trial)
+            return
+        self.history.drop()
+        self._tell("rolled back", swap.who, to=swap.decider.chosen.name, why="asked for")
+        self._install(swap.decider, swap.why, keep=False)
+
+    def _decides_now(self) -> Decider:
+        """Return who would be the incumbent of a policy that is set now."""
+        return self.trial.incumbent if self.trial is not None else self.decider
 
     def _trial_of(self, chosen: Chosen, incumbent: Decider | None) -> Trial | None:
         """Return the trial that a policy asks for; None: it has all of the traffic, or shares it with the fallback."""
         if not chosen.partial or chosen.incumbent == options.FALLBACK:
             return None
         if chosen.incumbent is not None:
-            named = Chosen(chosen.incumbent)
-            if incumbent is None or named.key != incumbent.chosen.key:
-                incumbent = Decider(named)
+            given = {"name": chosen.incumbent} if isinstance(chosen.incumbent, str) else dict(chosen.incumbent)
+            given["name"] = registry.canonical(given["name"])
+            if incumbent is None or given != incumbent.chosen.plain:
+                incumbent = Decider(Chosen(given))
         if incumbent is None:
             if chosen.switchback is not None:
                 raise ValueError("switchback: there is no incumbent to compare with (incumbent: NAME names one)")
@@ -317,13 +331,12 @@ class Deployment:
         chosen.spec["incumbent"] = incumbent.chosen.plain
         return trial
 
-    def _install(self, decider: Decider, why: str, *, keep: bool) -> None:
+    def _install(self, decider: Decider, why: str, *, keep: bool, trial: Trial | None = None) -> None:
         """Put a policy in charge, or on trial; keep: the one before goes into the history, and is compared with."""
         before = self.decider
-        incumbent = self.trial.incumbent if self.trial is not None else before
         if keep and self.trial is None:
-            self.history.append(before.chosen.spec)
-        self.trial = self._trial_of(decider.chosen, incumbent if keep else None)
+            self.history.append(before.chosen)
+        self.trial = trial
         log.info("%s: policy %s -> %s (%s)", self.service, before.chosen.name, decider.chosen.name, why)
         self.decider = decider
         self.measured = None
@@ -343,8 +356,7 @@ class Deployment:
         """The incumbent of the policy on trial takes all of the traffic again."""
         assert self.trial is not None
         incumbent, self.trial = self.trial.incumbent, None
-        if self.history:
-            self.history.pop()
+        self.history.drop()
         self._install(incumbent, why, keep=False)
 
     def _taken(self, why: str) -> None:
@@ -374,11 +386,21 @@ class Deployment:
         log.warning("%s: policy %s is worse than before: %s", self.service, self.chosen.name, verdict)
         self.counts.rollbacks += 1
         self._cool.begin(self.chosen.key, self._now, f"rolled back by the guard: {verdict}")
-        self._tell("rolled back", "guard", to=str(self.history[-1]["name"]), why=verdict)
+        self._tell("rolled back", "guard", to=str(self.history.last_spec()["name"]), why=verdict)
         if self.trial is not None:
             self._revert(f"rolled back by the guard: {verdict}")
         else:
-            self._install(Decider(Chosen(self.history.pop())), f"rolled back by the guard: {verdict}", keep=False)
+            before = self._version_before()
+            self.history.drop()
+            self._install(Decider(before), f"rolled back by the guard: {verdict}", keep=False)
+
+    def _version_before(self) -> Chosen:
+        """Return the version to go back to, or what stands in when its file is gone."""
+        try:
+            return self.history.last()
+        except ValueError as error:
+            log.error("%s: %s; %s stands in", self.service, error, DEMOTED_BY)
+            return Chosen(DEMOTED_BY)
 
     def _end_switchback(self, trial: Trial) -> None:
         """Keep the winner."""
@@ -390,8 +412,7 @@ class Deployment:
         self._tell("switchback", "switchback", result=result, keeps=result["candidate" if takes else "incumbent"])
         if takes:
             spec = {key: value for key, value in self.chosen.spec.items() if key not in ("switchback", "incumbent")}
-            policy, self.decider.chosen = self.chosen.policy, Chosen(spec)
-            self.chosen.policy = policy
+            self.decider.chosen = Chosen(spec, self.chosen.policy)
             self._settle()
             self._taken(why)
         else:

@@ -104,5 +104,7 @@ def check(spec: Mapping[str, Any]) -> None:
     switchback(spec)
     incumbent(spec)
     adapt(spec)
+    if not isinstance(spec.get("sha256", ""), str):
+        raise ValueError(f"sha256: expected the digest of a policy file, not {spec['sha256']!r}")
     for key, default in (("guard", True), ("force", False)):
         flag(spec, key, default)

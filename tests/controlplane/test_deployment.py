@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from controlplane import registry
 from controlplane.control_loop import LATE_MAX, REJECTED_MAX, SHADOW_CYCLES
 from controlplane.deployment.agreement import DEPTH, agreement, shares
+from controlplane.deployment.chosen import Chosen
 from controlplane.guard import COOL_DOWN
 from controlplane.policy import CURVE_N, Directive, Observation
 from shm_layout.segment import SettingsData
+from tests.learned.files import random, save
 from tests.policies.farm import Backend, Farm
 from tests.policies.observations import observation
 
@@ -241,6 +243,37 @@ def test_a_new_controller_goes_on_with_the_trial(split):
         farm.watch(0.5)
         assert farm.loop.chosen.spec == {"name": "gsed", "c": 0.3}
         assert list(farm.loop.history) == [{"name": "wrr"}]
+
+
+def test_a_version_comes_back_as_it_was_although_its_file_is_another_by_now(farm, tmp_path):
+    file = tmp_path / "p.safetensors"
+    spec = {"name": "learned", "file": str(save(file, random(seed=1)))}
+    farm.set(dict(spec))
+    first = farm.loop.chosen
+    save(file, random(seed=2))
+    farm.set(dict(spec))
+    assert farm.loop.chosen.sha256 != first.sha256
+    farm.set({"enforcing": 50})  # the file is not read again for that
+    farm.set({"enforcing": 100})
+    file.unlink()
+    farm.loop.rollback(farm.answers.append)
+    farm.watch(2.0)
+    assert farm.answers == [None]
+    assert farm.loop.chosen.policy is first.policy
+    assert farm.loop.chosen.spec["sha256"] == first.sha256
+
+
+def test_a_new_controller_goes_back_only_to_the_file_that_was_in_force(split, tmp_path):
+    file = save(tmp_path / "p.safetensors", random(seed=1))
+    before = Chosen({"name": "learned", "file": str(file)}).spec
+    save(file, random(seed=2))
+    with Watched("wrr", history=[before]) as farm:
+        with pytest.raises(ValueError, match="not the file that is meant"):
+            farm.loop.rollback(farm.answers.append)
+        save(file, random(seed=1))
+        farm.loop.rollback(farm.answers.append)
+        farm.watch(2.0)
+        assert farm.loop.chosen.spec == before
 
 
 def test_without_an_incumbent_the_fallback_has_the_rest(split):
