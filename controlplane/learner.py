@@ -54,6 +54,7 @@ class Learner:
         self.window = WINDOW  # what acts on top of the policy may change it
         self.arrival_rate = 0.0  # flows a second, the whole service
         self.changes = 0  # alarms so far
+        self.changed: Bools = np.zeros(0, dtype=bool)  # (servers,) of which the last look raised one
         self._rate_flows = self._rate_seconds = 0.0
         self._allocate(0)
         self.fit: Fit | None = None
@@ -196,6 +197,7 @@ class Learner:
             self[name][alarm | ~judged] = 0.0
         self["dispersion"][alarm] = calm[alarm]
         self.changes += int(alarm.sum())
+        self.changed = alarm
         return np.where(alarm, kept, CHANGE_MAX)
 
     def _update_dispersion(self, ended: Floats, expected: Floats) -> None:

@@ -9,7 +9,8 @@ Bids      Δ(n) for that share (bids.py: truthful); a server that fails more flo
           costs, and one that has not been seen for long bids less for its first flow, the more so the longer: it is
           probed, not starved
 Holds     where the service's reserve is `learned`: flows wait for a server that is worth it (controlplane/reserve.py)
-Balancers that share the servers (K > 1) see a part of the flows: (K·n + c)/ŵ then, until something better is measured
+Balancers that share the servers (K > 1) see a part of the flows: what they wait for the others' is learned from the own
+          (controlplane/shared_view.py); (K·n + c)/ŵ where that cannot be told
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from controlplane.estimator import Fit
 from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
 from controlplane.reserve import SLA_RESERVE, LateBinding
+from controlplane.shared_view import SharedView
 
 # A failed flow costs its client as much as this many mean completion times.
 FAILURE_COST = 10.0
@@ -41,6 +43,7 @@ class Adaptive:
     def __init__(self) -> None:
         self.learner = Learner()
         self.late = LateBinding()
+        self.shared = SharedView()
 
     def decide(self, observation: Observation) -> Directive:
         o = observation
@@ -48,8 +51,10 @@ class Adaptive:
         failing = self.learner.failing()
         may = o.active
         lam = self._shares(fit, may, failing, o.objective)
+        view = None
         if o.balancers > 1:
-            curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None]
+            view = self.shared.decide(o, self.learner.arrival_rate, self.learner.changed)
+            curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None] if view is None else view.curves
         else:
             curves = truthful(lam, fit.mu, fit.k)
         typical = float(np.median(fit.s[may])) if may.any() else 1.0
@@ -72,6 +77,8 @@ class Adaptive:
         }
         if late is not None:
             fitted |= {"hold_from": late.limit, "wait_for": late.wanted}
+        if view is not None:
+            fitted |= {"service": view.service, "delay": view.delay}
         directive = Directive(rule="bids", weights=capacity, curves=curves, fitted=fitted)
         return directive if late is None else replace(directive, reserve=late.reserve, sla_reserve=SLA_RESERVE)
 

@@ -384,8 +384,8 @@ class Scenario(Model):
             queue_slots=sim.UNLIMITED if self.queue is None else self.queue,
             gold=self.sla.gold,
             bronze=self.sla.bronze,
-            # The learned reserve reads flow records.
-            rings=policy is not None and policy.reserve == "learned",
+            # The learned reserve reads flow records, and so does who must guess the other balancers' flows.
+            rings=policy is not None and (policy.reserve == "learned" or self.balancers.count > 1),
             # The classic auction counts work: a server of speed 1 that is busy has a load of 1.
             load_per_second=1.0 / self.demand.build().mean,
         )
