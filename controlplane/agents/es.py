@@ -43,12 +43,12 @@ class EvolutionConfig:
 
     hidden: int = 32  # units of the network
     pairs: int = 16  # mirrored pairs a generation
-    sigma: float = 0.1  # deviation of what is tried
-    learning_rate: float = 0.05  # of Adam, in units of the scales
+    sigma: float = 0.2  # deviation of what is tried
+    learning_rate: float = 0.2  # of Adam, in units of the scales
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.0  # towards where training began
-    episodes: int = 4  # that each member meets in a generation
+    episodes: int = 2  # that each member meets in a generation
     cost_limit: float = 0.0  # mean cost that each constraint may have
     multiplier_rate: float = 1.0  # by how much a multiplier rises a generation for each unit above the limit
     multiplier_max: float = 100.0

@@ -265,6 +265,8 @@ def _sweep(args: argparse.Namespace, request: Request) -> int:
     with _Display(args.quiet) as display, Open(1 if args.workers is None else args.workers, args.ray) as workers:
         display.note(f"{len(requests)} trainings, {workers.count} at a time, in {request.out}")
         found: list[dict[str, Any]] = workers.map([start.TrainJob(one) for one in requests])
+    for one in found:
+        one["set"] = one["set"][-len(args.sweep) :]
     ranked = sorted(found, key=lambda one: one["evaluation"]["ratio"] if one["evaluation"] else float("inf"))
     if args.json:
         print_json({"out": request.out, "trainings": ranked})
