@@ -9,8 +9,9 @@ Source      Rashid et al., "QMIX: Monotonic Value Function Factorisation for Dee
     a'           each head's best level by the network that learns: argmax_a q_u(τ', a)
     y            r + γ (1 − terminated) Q_tot⁻(s', a'), ⁻ the target networks                            equation 6
     L            mean of (y − Q_tot(s, a))² over the steps after the burn-in                             equation 6
-    acting       ε-greedy a head, ε annealed linearly; the greedy level is argmax_a q_u: no softmax of Q is taken
-                 anywhere (the public MARLLB code takes one, which is no maximum)
+    acting       ε-greedy, ε annealed linearly; the greedy level is argmax_a q_u: no softmax of Q is taken anywhere
+                 (the public MARLLB code takes one, which is no maximum). As in dqn.py ε counts heads: so many of a
+                 balancer's deviate on average, or it would never act as its policy does
 
 The reward is the mean of the balancers'. One network serves all balancers and all servers. A step is a control interval
 and a sequence begins with the recurrent state that was stored (Kapturowski et al., ICLR 2019), warmed by a burn-in.
@@ -50,9 +51,9 @@ class QMixConfig(ReplayConfig):
     mixer_hidden: int = 32  # width of what encodes the joint state for it
     double: bool = True  # the learning network chooses, the target network judges
     target_rate: float = 0.01  # how far the target networks move towards the learned ones an update
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.05
-    epsilon_steps: int = 2000  # vector steps over which ε falls
+    epsilon: float = 1.0  # heads of a balancer that deviate, on average, at first (1 head: the usual ε)
+    epsilon_end: float = 0.05  # and at last
+    epsilon_updates: int = 2_000  # updates in which it falls
 
 
 def greedy(values: PerHead, allowed: PerHead | None = None) -> PerHead:
@@ -124,25 +125,27 @@ class QMix(ReplayAgent):
 
     @property
     def epsilon(self) -> float:
-        """The chance that a head tries any level."""
+        """How many heads of a balancer try any level, on average, now."""
         c = self.config
-        gone = min(self.observed / max(c.epsilon_steps, 1), 1.0)
-        return c.epsilon_start + gone * (c.epsilon_end - c.epsilon_start)
+        gone = min(self.updates / max(c.epsilon_updates, 1), 1.0)
+        return c.epsilon + gone * (c.epsilon_end - c.epsilon)
 
     def choose(
         self, rows: NDArray[np.float32], whole: NDArray[np.float32], active: NDArray[np.bool_], explore: bool
     ) -> tuple[Numbers, Numbers]:
-        return self._head(rows, explore), self._head(whole, explore)
+        heads = active.sum(axis=1) * rows.shape[2] + whole.shape[1]
+        chance = self.epsilon / np.maximum(heads, 1) * explore
+        return self._head(rows, chance[:, None, None]), self._head(whole, chance[:, None])
 
-    def _head(self, values: NDArray[np.float32], explore: bool) -> Numbers:
-        """Return each head's best level, or with chance ε any (of those that are not −∞)."""
+    def _head(self, values: NDArray[np.float32], chance: NDArray[np.float64]) -> Numbers:
+        """Return each head's best level, or with this chance any (of those that are not −∞)."""
         if values.size == 0:
             return np.zeros(values.shape[:-1], dtype=np.int64)
         best = np.asarray(values.argmax(axis=-1), dtype=np.int64)
-        if not explore:
+        if not chance.any():
             return best
         lots = np.where(np.isfinite(values), self.rng.random(values.shape), -1.0)
-        return np.where(self.rng.random(best.shape) < self.epsilon, lots.argmax(axis=-1), best)
+        return np.where(self.rng.random(best.shape) < chance, lots.argmax(axis=-1), best)
 
     # Learning
 

@@ -18,8 +18,10 @@ from controlplane.agents.batch import tensors  # noqa: E402
 from controlplane.agents.mixing import MonotoneMixer, SumMixer  # noqa: E402
 from controlplane.agents.networks import RowNetwork  # noqa: E402
 from controlplane.agents.qmix import QMix, QMixConfig, td_loss  # noqa: E402
+from controlplane.env.routing import Chain, Farm, RoutingVector  # noqa: E402
 from controlplane.learned.encoding import GLOBAL_COLUMNS, SERVER_COLUMNS  # noqa: E402
 from controlplane.learned.schema import ActionSchema  # noqa: E402
+from tests.agents import dispatchers  # noqa: E402
 from tests.agents.two_step import GAME_A, GAME_B, inputs, play, value  # noqa: E402
 
 torch.set_num_threads(1)
@@ -198,3 +200,49 @@ def joint_values(agent: QMix) -> Any:
                     float(agent.mixer(torch.zeros(1, 2, 2, 0), utilities, rows[None], whole[None], active[None]))
                 )
     return np.reshape(found, (3, 2, 2))
+
+
+def test_two_dispatchers_come_within_one_per_cent_of_the_optimum() -> None:
+    farm = Farm(speeds=(4.0, 1.0), load=0.7, room=30)
+    config = QMixConfig(
+        memory=False,
+        gamma=0.97,
+        learning_rate=5e-3,
+        target_rate=0.1,
+        embed=16,
+        mixer_hidden=16,
+        batch=256,
+        length=1,
+        burn_in=0,
+        warmup=4000,
+        epsilon=0.5,
+        epsilon_updates=200,
+    )
+    agent, env, rng = QMix(CHOICE, config, seed=1), RoutingVector(farm, 128), np.random.default_rng(1)
+    env.reset(seed=1)
+    for steps in (250, 50, 100):
+        dispatchers.train(agent, env, steps, rng)
+        for group in agent.optimizer.param_groups:
+            group["lr"] /= 4
+    assert dispatchers.gap(agent, Chain(farm)) < 0.01  # shortest expected delay: 0.094
+
+
+def test_a_few_heads_try_something_else_however_many_there_are() -> None:
+    agent = QMix(ActionSchema(), QMixConfig(epsilon=2.0))
+    rows = np.zeros((4000, 8, 2, 5), dtype=np.float32)
+    whole = np.zeros((4000, 3, 5), dtype=np.float32)
+    rows[..., 3] = whole[..., 3] = 1.0
+    active = np.ones((4000, 8), dtype=np.bool_)
+    tried = agent.choose(rows, whole, active, True)
+    # Two of 19 heads on average, of which a fifth draw the best level all the same.
+    other = sum((numbers != 3).sum(axis=tuple(range(1, numbers.ndim))) for numbers in tried)
+    assert np.mean(other) == pytest.approx(2.0 * 4 / 5, abs=0.1)
+    assert all((numbers == 3).all() for numbers in agent.choose(rows, whole, active, False))
+
+
+def test_what_cannot_be_chosen_is_never_tried() -> None:
+    agent = QMix(CHOICE, QMixConfig(epsilon=1.0))
+    whole = np.tile(np.array([1.0, -np.inf, 0.0], dtype=np.float32), (500, 1, 1))
+    rows, active = np.zeros((500, 3, 0, 0), dtype=np.float32), np.tile([True, False, True], (500, 1))
+    _, chosen = agent.choose(rows, whole, active, True)
+    assert set(chosen.ravel().tolist()) == {0, 2}
