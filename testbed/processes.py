@@ -86,7 +86,7 @@ class Child:
         self._log.seek(max(0, size - last_bytes))
         return self._log.read().decode(errors="replace").strip()
 
-    def wait_ready(self, is_ready: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    def wait_ready(self, is_ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Return when is_ready says so; StartError when the child ends first or takes too long."""
         deadline = time.monotonic() + timeout_s
         while not is_ready():

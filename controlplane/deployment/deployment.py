@@ -30,6 +30,8 @@ log = logging.getLogger("vickrey.controller")
 
 DEMOTED_BY = "lsq"
 SHADOW_CYCLES = 5
+# Of these, how many may come late: they may meet a pause of the machine.
+SHADOW_LATE = 2
 # Times that a demoted service writes in the log what its policy did wrong.
 LOG_EVERY = 50
 # Below this blend a learned policy mostly does as its heuristic; above the second it is itself again.
@@ -45,6 +47,7 @@ class Swap:
     who: str
     why: str = "set"
     cycles: int = 0
+    late: int = 0  # of these cycles, the first not counted
     agreement: Agreement = field(default_factory=Agreement)
 
 
@@ -270,9 +273,10 @@ class Deployment:
         """One shadow cycle of the policy that waits; after the last one it is in charge, and its directive returned."""
         chosen, decider = swap.decider.chosen, swap.decider
         directive = decider.decide(o, np.inf)
-        # The first decision may load what it needs; the others must keep the deadline.
+        # The first decision may load what it needs; most of the others must keep the deadline.
         error = decider.error if directive is None else ""
-        if directive is not None and swap.cycles > 0 and decider.took > deadline(self.interval):
+        swap.late += directive is not None and swap.cycles > 0 and decider.took > deadline(self.interval)
+        if swap.late > SHADOW_LATE:
             error = f"DirectiveError: it decided in {decider.took * 1e3:.0f} ms"
         in_force = self.last if self.trial is None else self.trial.incumbent.last
         if directive is not None and in_force is not None:

@@ -172,6 +172,8 @@ def test_clients_that_reset_by_the_hundred_leave_nothing(start_origin, start_bal
     origin = start_origin(answer(b"z" * 20_000))
     service.publish([origin.port])
     balancer = start_balancer([0], io=io, workers=3, SEGMENT=service.segment.name)
+    while not all(int(service.worker(w)["heartbeat_ns"]) for w in range(3)):
+        time.sleep(0.01)  # each has opened what it needs
     before = balancer.descriptors()
     for number in range(600):
         s = balancer.connect()
