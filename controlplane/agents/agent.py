@@ -47,6 +47,7 @@ class AgentConfig:
     hidden: int = 32  # units of the network
     gamma: float = 0.95  # discount a step
     learning_rate: float = 1e-3  # of Adam
+    decay: int = 0  # calls of learn() in which learning rates fall linearly to a twentieth; 0: they stay
     max_grad_norm: float = 100.0  # gradients are scaled down to it
     steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
@@ -148,6 +149,10 @@ class Agent(ABC):
 
     def step(self, loss: Tensor) -> float:
         """Descend along a loss and return the gradients' norm before it was cut."""
+        if self.config.decay:
+            left = max(1.0 - self.updates / self.config.decay, 0.05)
+            for group in self.optimizer.param_groups:
+                group["lr"] = left * group.setdefault("initial_lr", group["lr"])
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.networks.parameters(), self.config.max_grad_norm)

@@ -10,7 +10,7 @@ Source    Mnih et al., "Human-level control through deep reinforcement learning"
 
 As Q is a mean over heads, its maximum over joint actions is each head's own. The loss is the square, not Huber's:
 completion times are skewed, and what is wanted is their mean. Exploration: on average ε heads of a row deviate to a
-random level, however many it has (if each did with probability ε, no row of many heads would ever act as its policy does).
+random level, however many it has (if each did with probability ε, no row of many heads would act as its policy does).
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ Source    Schulman et al., "Proximal Policy Optimization Algorithms", 2017 (arXi
     δ_t     = r_t + γ (1 − terminated) V(s_{t+1}) − V(s_t),      Â_t = δ_t + γ λ Â_{t+1}, cut where an episode ends
     r_h     = π_h(a_h) / π_h,old(a_h)                            ratio of one head
     J_π     = ⟨ min(r_h Â, clip(r_h, 1 − ε, 1 + ε) Â) ⟩          mean over head kinds of the mean over active servers
-    J       = −J_π + v (V − V̂)² − e ⟨ H(π_h) / log |levels| ⟩,   V̂ = Â + V_old
+    J       = −J_π + v (V − V̂)²/var V̂ − e ⟨ H(π_h) / log |levels| ⟩,   V̂ = Â + V_old
+
+The value's error is relative to its variance: body and optimiser are shared, and values are tens of rewards.
 
 A departure from the paper: each head is clipped by itself, all with the advantage of the joint action. The ratio of the
 joint action is a product over all servers' heads: with 64 servers nearly every one would be outside of the clip.
@@ -117,7 +119,7 @@ class ProximalPolicy(Agent):
             advantage = advantages(reward, values, whole.done, valid, c.gamma, c.gae_lambda)
         target = advantage + values[:, :-1]
         mean = mean_over(advantage, valid)
-        advantage = (advantage - mean) / mean_over((advantage - mean).square(), valid).sqrt().clamp(min=1e-6)
+        advantage = (advantage - mean) / variance(advantage, valid).sqrt()
         pieces = [self._piece(whole, start) for start in range(0, c.horizon, c.length)]
         return (
             join(pieces),
@@ -146,7 +148,7 @@ class ProximalPolicy(Agent):
         had = kinds(entropy(log_pi), active) / greatest_entropy(self.schema, active)
         return {
             "policy": -mean_over(surrogate, valid),
-            "value": mean_over((self.values(states, active) - target).square(), valid),
+            "value": mean_over((self.values(states, active) - target).square(), valid) / variance(target, valid),
             "entropy": mean_over(had.mean(-1), valid),
         }
 
@@ -158,6 +160,11 @@ class ProximalPolicy(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.steps = []  # a rollout that was cut off is begun anew
+
+
+def variance(x: Tensor, valid: Tensor) -> Tensor:
+    """Return the variance over the steps that may be learned from; not 0."""
+    return mean_over((x - mean_over(x, valid)).square(), valid).clamp(min=1e-6)
 
 
 def clipped(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
