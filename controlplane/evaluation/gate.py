@@ -1,8 +1,8 @@
 """The promotion gate: a learned policy may ship when it is nowhere worse than the best heuristic, and somewhere better.
 
 **Nowhere worse**: in every scenario, against every heuristic, the upper bound of the paired ratio of means (one-sided,
-95 %) is at most 1 + margin, 1 %. The bound and not the estimate: an estimate of +0.5 % ± 2 says nothing, and by estimates
-a policy just beyond the margin passes every other time. The claim is an intersection ("not worse here, and
+95 %) is at most 1 + margin, 1 %. The bound and not the estimate: an estimate of +0.5 % ± 2 says nothing, and by
+estimates a policy just beyond the margin passes every other time. The claim is an intersection ("not worse here, and
 not there, than this one, nor than that one"), so that each part is tested at the full level: a policy that is worse by
 more than the margin *anywhere* passes at most one time in twenty, however many scenarios there are (Berger 1982).
 Where the estimate is within the margin and the bound is not, the seeds do not tell: `undecided`, which is not passed,

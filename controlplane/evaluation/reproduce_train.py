@@ -27,7 +27,7 @@ SETTINGS: Final = (
     "action.rule=sed",
     f"training.interval={INTERVAL * 1000:g}ms",
     "training.reward=jain",
-    "training.base=sed",
+    "training.base=lsq",  # an agent sees its base's bids: SED's would tell it the weights
 )
 # Those that learn alone are rewarded for what they see themselves.
 ALONE: Final = ("isac", "mpg")

@@ -41,7 +41,9 @@ def suite(tmp_path: Path, text: str = TEXT) -> Suite:
 def problems(tmp_path: Path, **changes: str) -> str:
     text = TEXT
     for key, value in changes.items():
-        text = re.sub(rf"^([ -]*){key}:.*$", rf"\g<1>{key}: {value}" if value else "", text, count=1, flags=re.MULTILINE)
+        text = re.sub(
+            rf"^([ -]*){key}:.*$", rf"\g<1>{key}: {value}" if value else "", text, count=1, flags=re.MULTILINE
+        )
     with pytest.raises(ConfigError) as error:
         suite(tmp_path, text)
     return str(error.value)
