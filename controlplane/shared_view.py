@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from controlplane.bids import split
 from controlplane.estimator import shrink
+from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation
 
 # Points of D(n) that are measured; beyond, it goes on as it ends.
@@ -65,6 +66,7 @@ class SharedView:
 
     def __init__(self) -> None:
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
+        self._held: Floats = np.zeros(0)  # completions that the learner's profile of a server stands for
         self._allocate(0)
         self.seen = 0.0  # own flows that ended well, in all
         self._ordered = self._disordered = 0.0
@@ -75,25 +77,22 @@ class SharedView:
         self._gaps = np.zeros((n, 5))  # sums of w, w·g, w·R, w·g², w·g·R
         self._last = np.zeros((n, 2))  # seconds: when the flow sent last was dispatched and closed
 
-    def decide(self, o: Observation, arrival_rate: float, changed: Bools) -> View | None:
-        """Return bids, or None while there is nothing to bid on: no records, too few flows, or servers without order.
-
-        arrival_rate: one's own, flows a second. changed: (servers,) whose past is to be forgotten.
-        """
-        self._match(o, changed)
+    def decide(self, o: Observation, learner: Learner) -> View | None:
+        """Return bids, or None while there is nothing to bid on: no records, too few flows, or servers without order."""
+        self._match(o, learner)
         if o.read_records is not None:
             self._take(o, o.read_records())
         if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER:
             return None
-        return self._view(o, arrival_rate)
+        return self._view(o, learner.arrival_rate)
 
     @property
     def disorder(self) -> float:
         """Return the part of the flows that were overtaken."""
         return self._disordered / (self._ordered + self._disordered + DISORDER_FLOWS / 4.0)
 
-    def _match(self, o: Observation, changed: Bools) -> None:
-        """Keep the rows whose server is still there and as it was."""
+    def _match(self, o: Observation, learner: Learner) -> None:
+        """Keep the rows whose server is still there and, as far as the learner saw, what it was."""
         n, m = o.n_servers, min(o.n_servers, len(self._ids))
         old = (self._found, self._delay, self._gaps, self._last)
         if n != len(self._ids):
@@ -102,8 +101,12 @@ class SharedView:
                 new[:m] = past[:m]
         other = np.ones(n, dtype=bool)
         other[:m] = self._ids[:m] != o.ids[:m]
+        held = learner.profile.completions.sum(axis=1)
+        forgotten = other.copy()
+        forgotten[:m] |= held[:m] < 0.5 * self._held[:m]
+        self._held = held
         for rows in (self._found, self._delay, self._gaps):
-            rows[other | changed] = 0.0
+            rows[forgotten] = 0.0
         self._last[other] = 0.0
         self._ids = o.ids.copy()
 
@@ -205,6 +208,10 @@ class SharedView:
         utilisation = min(total / capacity, 1.0) if capacity > 0.0 else 0.0
         lam = np.zeros(n)
         lam[may] = split(total, 1.0 / s[may], np.ones(int(may.sum())))
-        price = 1.0 / np.sqrt(1.0 - np.minimum(lam * s, 0.99))
-        curves = np.maximum(curves - utilisation * s[:, None], 0.0) * price[:, None]
+        curves = self.bids(curves, s, np.minimum(lam, 0.99 / s), utilisation)
         return View(np.maximum.accumulate(curves, axis=1), s, delay[:, 0], utilisation)
+
+    def bids(self, delay: Floats, s: Floats, lam: Floats, utilisation: float) -> Floats:
+        """Return the bids for completion times (servers, CURVE_POINTS), s and λ (servers,) and ρ."""
+        price = 1.0 / np.sqrt(1.0 - lam * s)
+        return np.maximum(delay - utilisation * s[:, None], 0.0) * price[:, None]

@@ -53,7 +53,7 @@ class Adaptive:
         lam = self._shares(fit, may, failing, o.objective)
         view = None
         if o.balancers > 1:
-            view = self.shared.decide(o, self.learner.arrival_rate, self.learner.changed)
+            view = self.shared.decide(o, self.learner)
             curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None] if view is None else view.curves
         else:
             curves = truthful(lam, fit.mu, fit.k)
