@@ -4,8 +4,12 @@ wait, and k, how many flows it works on at once. Its departure rate is r(n) = mi
 Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at least q are in flight
                        s   = Σ_{n<q} F / Σ_{n<q} A   completion time of the flows that found fewer than q: they did
                            not queue
-                       it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k = cap·s
-Nothing is assumed of the service distribution. Three things keep small samples from misleading:
+                       it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k >= q
+     k                 the likeliest from there on, of completions with rate min(n, k)/s, up to the q beyond which the
+                       data say clearly that it is not: cap·s is below what k = q + 1 would make of it
+The first test assumes nothing of the service distribution (the likelihood alone would take deterministic k = 1 for 2),
+but stops early where samples are few; the likelihood then weighs what was seen at every n. Three things keep small
+samples from misleading:
 
 - "full at q" must also be told from "not full yet": cap·s has to lie clearly below the mean number in flight over
   n >= q, and those who found q or more must have waited. A server that was not seen full is taken for as many workers
@@ -21,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.policy import CURVE_N, Bools, Floats, Profile
 
@@ -29,6 +34,9 @@ FEW = 16.0
 
 # Part of the expected wait that those who found a server full must have waited; deterministic service leaves half.
 WAITED = 0.4
+
+# Standard errors that tell a server of q workers from one of more.
+CLEARLY = 2.0
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
@@ -124,7 +132,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
 
     weight = np.maximum(weight, 1e-3)
     prior = np.log(weight / weight.mean())
-    k_at = k_q[rows, at]
+    k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.
     s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
@@ -140,6 +148,40 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
         # Room for one more than was tried: how far it goes is found out flow by flow.
         k = q[at] + 1.0
     return Fit(np.clip(np.exp(log_s), TIME_FLOOR, TIME_CEILING), np.clip(k, 1.0, WORKERS_MAX), samples, full, q[at])
+
+
+def _likeliest(
+    profile: Profile,
+    completions_from: Floats,
+    time_from: Floats,
+    s: Floats,
+    least: NDArray[np.intp],
+    samples: Floats,
+    dispersion: float,
+) -> Floats:
+    """Return the k above least − 1 that makes the completions likeliest, (servers,), for servers full at `least`.
+
+    Between two neighbours of CURVE_N the likelihood is greatest at k = cap·s, or at the end that is nearer to it.
+    """
+    top = completions_from.shape[1]
+    q = CURVE_N[:top]
+    completions, time = profile.completions[:, :top], profile.time[:, :top]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        capable = completions_from / np.maximum(time_from, NO_TIME) * s[:, None]
+        k = np.clip(np.nan_to_num(capable), np.maximum(np.append(0.0, q[:-1]), 1e-6), np.maximum(q, 1e-6))
+        below = _prefix_sums(completions * np.log(np.maximum(q, 1.0)) - time * q / s[:, None])
+        likelihood = below + completions_from * np.log(k) - k * time_from / s[:, None]
+        slack = np.sqrt(dispersion * (1.0 / completions_from + (1.0 / samples)[:, None]))
+        more = np.zeros_like(time_from)
+        more[:, :-1] = time_from[:, 1:] * np.diff(q) / np.maximum(time_from[:, :-1], NO_TIME)
+        enough = capable * (1.0 + CLEARLY * slack) < q + more
+    rank = np.arange(top)
+    enough &= rank >= least[:, None]
+    enough[:, -1] = True
+    most = enough.argmax(axis=1)
+    judged = (rank >= least[:, None]) & (rank <= most[:, None])
+    best = np.where(judged, np.nan_to_num(likelihood, nan=-np.inf), -np.inf).argmax(axis=1)
+    return np.asarray(k[np.arange(len(s)), best])
 
 
 def _suffix_sums(x: Floats) -> Floats:

@@ -6,6 +6,9 @@ CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood
           rate; where it passes ALARM, the server has changed, and its past is cut to a few completions' worth.
           Services whose completions come in lumps (heavy tails) have the ratio divided by their dispersion, so that
           they raise no false alarm.
+Old news  a number in flight that a server has seldom had lately keeps what was seen there before. Where that is far too
+          slow to be the server of today, it is dropped: else a few seconds of a slow past, when flows piled up, pass
+          for the limit of a server that has recovered.
 Keyed by the server's id: a slot with another server starts anew, a data plane that starts again costs nothing.
 """
 
@@ -21,6 +24,8 @@ WINDOW = 2000.0
 # Log-likelihood ratio at which a change is believed; and the completions that are kept of the past of a server that
 # slowed down. Of one that sped up nothing is kept: its old times are the longer ones and would outweigh the new.
 ALARM, KEPT_SLOWED = 12.0, 8.0
+# Mean age in seconds, or in completion times of the server if that is longer, from which on what was seen is old.
+OLD_SECONDS, OLD_TIMES = 10.0, 50.0
 # Below this log-likelihood ratio nothing is suspected.
 CALM = 2.0
 # Completions from which on there is a rate to depart from.
@@ -54,7 +59,6 @@ class Learner:
         self.window = WINDOW  # what acts on top of the policy may change it
         self.arrival_rate = 0.0  # flows a second, the whole service
         self.changes = 0  # alarms so far
-        self.changed: Bools = np.zeros(0, dtype=bool)  # (servers,) of which the last look raised one
         self._rate_flows = self._rate_seconds = 0.0
         self._allocate(0)
         self.fit: Fit | None = None
@@ -62,6 +66,7 @@ class Learner:
     def _allocate(self, n: int) -> None:
         points = len(CURVE_N)
         self._profile = Profile(*(np.zeros((n, points)) for _ in range(4)))
+        self._age = np.zeros((n, points))  # mean age of the time at each number in flight, seconds
         # One row of scalars a server.
         self._scalars = {
             name: np.zeros(n)
@@ -79,11 +84,12 @@ class Learner:
         """Keep the rows whose server is still there, clear the others."""
         n = o.n_servers
         if n != len(self._ids):
-            old_profile, old_scalars, old_ids = self._profile, self._scalars, self._ids
+            old_profile, old_scalars, old_ids, old_age = self._profile, self._scalars, self._ids, self._age
             self._allocate(n)
             m = min(n, len(old_ids))
             for name in Profile.__slots__:
                 getattr(self._profile, name)[:m] = getattr(old_profile, name)[:m]
+            self._age[:m] = old_age[:m]
             for name, values in old_scalars.items():
                 self._scalars[name][:m] = values[:m]
             self._ids[:m] = old_ids[:m]
@@ -127,8 +133,26 @@ class Learner:
         self["unseen_seconds"][:] = np.where(seen, 0.0, self["unseen_seconds"] + elapsed)
         self["unseen_flows"][:] = np.where(seen, 0.0, self["unseen_flows"] + opened.sum())
         self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
+        self._age = (self._age + elapsed) * (1.0 - change.time / np.maximum(self._profile.time, NEGLIGIBLE))
+        if self._drop_old_news(self.fit):
+            self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
         self.before = o
         return self.fit
+
+    def _drop_old_news(self, now: Fit) -> bool:
+        """Forget what was seen long ago at numbers in flight where it is too slow for r(n); return whether any was."""
+        old = self._age > np.maximum(OLD_SECONDS, OLD_TIMES * now.s)[:, None]
+        old[:, 0] = False
+        rate = np.minimum(CURVE_N, now.k[:, None]) / now.s[:, None]
+        expected = (self._profile.time * rate * old).sum(axis=1)
+        ended = (self._profile.completions * old).sum(axis=1)
+        slower = (0.5 * expected - np.log(2.0) * ended) / self._dispersion() > ALARM
+        if not slower.any():
+            return False
+        stale = old & slower[:, None]
+        for name in Profile.__slots__:
+            getattr(self._profile, name)[stale] = 0.0
+        return True
 
     @property
     def profile(self) -> Profile:
@@ -197,7 +221,6 @@ class Learner:
             self[name][alarm | ~judged] = 0.0
         self["dispersion"][alarm] = calm[alarm]
         self.changes += int(alarm.sum())
-        self.changed = alarm
         return np.where(alarm, kept, CHANGE_MAX)
 
     def _update_dispersion(self, ended: Floats, expected: Floats) -> None:

@@ -70,16 +70,21 @@ def test_a_server_that_slows_down_is_found_out_within_seconds():
     assert fct("adaptive", w).mean() < fct("lsq", w).mean()
 
 
-def test_a_server_that_was_slow_once_is_not_starved():
-    # Traefik #12306: one of five equal servers is slow for a while and never recovers its share.
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_server_that_was_slow_once_is_not_starved(seed):
+    # Traefik #12306: one of five equal servers is slow for a while and never recovers its share. Here what was seen of
+    # it while it was slow, flows that piled up and waited, would pass for the limit of the server that it is again.
     backends = [Backend() for _ in range(5)]
     with Farm(backends, 400.0) as farm:
+        farm.rng = np.random.default_rng(seed)
         farm.run(5)
         backends[0].mean = 1.0
         assert farm.run(10)[0] < 0.08
         backends[0].mean = 0.02
-        farm.run(80)
-        assert farm.run(10)[0] == pytest.approx(0.2, abs=0.06)
+        farm.run(100)
+        # Where all have free workers, a server that looks 2 % slower than it is gets little, and that costs nothing.
+        farm.rate = 850.0
+        assert farm.run(20)[0] == pytest.approx(0.2, abs=0.04)
 
 
 def test_a_server_that_fails_fast_attracts_nothing():

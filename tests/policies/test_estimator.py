@@ -10,7 +10,16 @@ import pytest
 from controlplane.estimator import fit, shrink
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N
-from dataplane.simulator import Deterministic, Exponential, Lognormal, Poisson, Server, Simulation, World
+from dataplane.simulator import (
+    Deterministic,
+    Exponential,
+    Lognormal,
+    Poisson,
+    Server,
+    Simulation,
+    World,
+)
+from dataplane.simulator.world import Demand
 from tests.policies.observations import profile
 
 
@@ -40,6 +49,52 @@ def test_rates_and_workers_are_recovered(demand, workers, rho):
     # A server that is seldom full tells little of its limit.
     tolerance = 0.15 if rho > 0.9 else 0.3
     assert found.capacity / speeds == pytest.approx(np.full(4, workers / demand.mean), rel=tolerance)
+
+
+def k_error(servers: list[Server], demand: Demand, rho: float, seconds: float, seed: int) -> float:
+    """Return the mean of |log(k found / k true)| at the end of a run from nothing."""
+    capacity = sum(server.capacity for server in servers)
+    rate = rho * capacity / demand.mean
+    policy = Kept()
+    Simulation(World(servers, Poisson(rate), demand, seed=seed, flows=int(rate * seconds))).run(policy)
+    true = np.array([server.workers for server in servers])
+    return float(np.abs(np.log(policy.learner.fit.k / true)).mean())
+
+
+def test_unequal_worker_counts_are_told_apart_within_ten_seconds():
+    servers = [Server(workers=k) for k in (1, 1, 2, 2, 4, 4, 8, 8)]
+    errors = [k_error(servers, Exponential(0.03), 0.8, 10.0, seed) for seed in range(1, 7)]
+    assert np.mean(errors) < 0.09
+
+
+def test_few_samples_do_not_make_a_large_server_small():
+    # M/M/8 at load 0.8, 300 flows: the first q at which it might be full is often 5 or 6.
+    k, load, flows, top = 8, 0.8, 300, 40
+    n = np.arange(top)
+    busy = np.minimum(n, k)
+    pi = np.cumprod(np.concatenate([[1.0], load * k / busy[1:]]))
+    pi /= pi.sum()
+    rng = np.random.default_rng(1)
+    found_k, were_full = [], 0
+    for _ in range(200):
+        time, done, found, spent = (np.zeros((1, len(CURVE_N))) for _ in range(4))
+        time[0, :top] = pi * flows / (load * k)
+        done[0, :top] = rng.poisson(busy * time[0, :top])
+        found[0, :top] = rng.poisson(load * k * time[0, :top])
+        waits = np.maximum(n - k + 1, 0)
+        spent[0, :top] = rng.gamma(np.maximum(found[0, :top], 1e-9)) + rng.gamma(found[0, :top] * waits + 1e-9) / k
+        f = fit(profile(1, time=time, completions=done, arrivals=found, found_fct=spent), np.zeros(1), np.ones(1))
+        if f.full[0]:
+            were_full += 1
+            found_k.append(f.k[0])
+    assert were_full > 100
+    assert np.median(found_k) == pytest.approx(k, rel=0.1)
+
+
+def test_one_worker_of_deterministic_service_is_not_taken_for_two():
+    # With two in flight an arrival has just come while the first is half done: the likelihood alone says two.
+    servers = [Server(speed=s) for s in (1.0, 2.0, 4.0)]
+    assert k_error(servers, Deterministic(0.02), 0.7, 60.0, 1) < 0.06
 
 
 def test_processor_sharing_has_the_capacity_of_its_cores():
