@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,7 +41,18 @@ def find(name: str) -> Path:
 
 def load(name: str) -> Scenario:
     """Return a scenario by name or path. Raises ConfigError with all that is wrong in it."""
-    return validate(read_yaml(find(name)))
+    path = find(name)
+    try:
+        document = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(map(_of_scenarios, error.problems)) from None
+    return validate(document)
+
+
+def _of_scenarios(problem: Problem) -> Problem:
+    """The reader of YAML speaks of the balancer's configuration."""
+    is_empty = problem.what.startswith("empty:")
+    return replace(problem, what="empty: expected at least 'title:', 'shows:' and 'servers:'") if is_empty else problem
 
 
 def validate(document: Document) -> Scenario:

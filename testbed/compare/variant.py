@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane import registry
 from controlplane.config_errors import did_you_mean, either
 from testbed.peers import envoy, haproxy, nginx, vickrey
 from testbed.peers.peer import Health, Peer, Server
@@ -140,8 +141,17 @@ def parse(text: object) -> Variant:
             raise ValueError(f"'+{option}' is not an option of {program}: {either(allowed)}")
     if program == "envoy" and " ".join(rule).lower() not in envoy.RULES:
         raise ValueError(f"envoy has no rule '{' '.join(rule)}': {either(envoy.RULES)}")
+    if program == "vickrey":
+        _check_policy(" ".join(rule))
     chosen = tuple(option for option in allowed if option in options)
     return Variant(program, mode, " ".join(rule).lower() if program == "envoy" else " ".join(rule), chosen)
+
+
+def _check_policy(name: str) -> None:
+    """A misspelt policy is found before anything starts."""
+    if registry.canonical(registry.spec_of(name)["name"]) not in registry.names():
+        known = [*registry.names(), *registry.ALIASES, *registry.shipped()]
+        raise ValueError(f"vickrey has no policy '{name}'{did_you_mean(name, known)}; `vickrey policy list` shows all")
 
 
 def _allowed(program: str) -> tuple[str, ...]:

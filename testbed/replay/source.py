@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from controlplane.config_errors import did_you_mean
 from testbed.demand import Floats
 from testbed.load.generator import Target
 from testbed.load.schedule import Schedule
@@ -273,6 +274,9 @@ def recipe_of(wanted: Wanted) -> Recipe | None:
     """Return the recipe that KIND[:NAME=VALUE,…] means; None when a file is meant."""
     kind, _, rest = wanted.trace.partition(":")
     if kind not in KINDS or os.path.exists(wanted.trace):
+        meant = did_you_mean(kind, KINDS) if kind.isalnum() else ""
+        if meant and not os.path.exists(wanted.trace):
+            raise UsageError(f"{wanted.trace}: no such file, and no kind of trace is called '{kind}'{meant}")
         return None
     common: dict[str, Any] = {"seed": wanted.seed}
     shape: dict[str, float] = {}
@@ -281,8 +285,12 @@ def recipe_of(wanted: Wanted) -> Recipe | None:
         try:
             if name in _COMMON:
                 common[name] = _COMMON[name](value)
-            else:
+            elif name in KINDS[kind].shape:
                 shape[name] = float(value)
+            else:
+                known = [*KINDS[kind].shape, *_COMMON]
+                hint = did_you_mean(name, known) or f": {', '.join(known)}"
+                raise UsageError(f"{wanted.trace}: {kind} has no parameter '{name}'{hint}")
         except ValueError:
             raise UsageError(f"{wanted.trace}: expected NAME=VALUE with a number, not '{pair}'") from None
     if "flows" not in common and wanted.duration is not None and wanted.load is None:

@@ -202,7 +202,10 @@ def test_a_made_up_trace_is_the_same_for_the_same_seed_and_reaches_the_duration(
 @pytest.mark.parametrize(
     ("trace", "wanted", "what"),
     [
-        ("poisson:rat=3", {}, "no 'rat'"),
+        ("poisson:rat=3", {}, "no parameter 'rat'.*'rate'"),
+        ("pareto:heavy=3", {}, "no parameter 'heavy': alpha, .*rate"),
+        ("poison:rate=3", {}, "no such file, .*'poisson'"),
+        ("no-such-flash.csv", {}, "No such file"),
         ("poisson:rate=x", {}, "NAME=VALUE"),
         ("poisson", {"request": "query"}, "no queries"),
         ("poisson", {"speed": 0.0}, "above 0"),

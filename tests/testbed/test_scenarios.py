@@ -65,6 +65,8 @@ def test_the_library_has_the_cases_that_matter():
         (SMALL + "topology: simple\n", "servers: expected either 'servers' or a 'topology'"),
         ("title: x\nshows: y\n", "servers: expected either 'servers' or a 'topology'"),
         ("shows: y\nservers: [{}]\n", "title: this key is missing"),
+        ("", "empty: expected at least 'title:', 'shows:' and 'servers:'"),
+        (SMALL + "variants: [vickrey adaptiv]\n", "vickrey has no policy 'adaptiv' (did you mean 'adaptive'?)"),
     ],
 )
 def test_a_mistake_has_its_place(tmp_path: Path, text: str, error: str):
