@@ -2,8 +2,9 @@
 
 Flows arrive as a Poisson stream at two or three servers of unlike speed with exponential demands, first come first
 served, one at a time. Whoever routes sees the numbers in flight. `Chain` has the exact answers: the least mean
-completion time (relative value iteration, Puterman, "Markov Decision Processes", 1994, §8.5.5, on the chain made
-uniform, §11.5) and that of any policy; `Routing` and `RoutingVector` are the environments in which agents learn it.
+completion time (dataplane/simulator/references.py), and that of any policy by relative value iteration on the chain
+made uniform (Puterman, "Markov Decision Processes", 1994, §8.5.5 and §11.5). `Routing` and `RoutingVector` are the
+environments in which agents learn it.
 
     servers     speeds μ_i, flows a second; arrivals λ = load · Σ μ; at most `room` flows on each server
     observed    Dict(rows (n, SERVER_COLUMNS), whole (GLOBAL_COLUMNS,), active (n,)): the inputs of a network
@@ -32,6 +33,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from controlplane.learned.encoding import GLOBAL_COLUMNS, SERVER_COLUMNS, SLOPE_N, Inputs, encode
+from dataplane.simulator import Server
+from dataplane.simulator.references import optimum
 from shm_layout.features import FEATURES
 
 Floats = NDArray[np.float64]
@@ -105,8 +108,10 @@ class Chain:
     def optimum(self) -> tuple[float, Policy]:
         """Return the least mean completion time, seconds, and a policy that has it."""
         if self._best is None:
-            gain, value = self._iterate(None)
-            self._best = gain / self.farm.arrivals, np.argmin(self._after(value), axis=0)
+            farm = self.farm
+            servers = [Server(speed=speed) for speed in farm.speeds]
+            best = optimum(farm.arrivals, 1.0, servers, most=farm.room, tolerance=TOLERANCE)
+            self._best = best.mean_fct, best.choice
         return self._best
 
     def mean_time(self, policy: Policy) -> float:
@@ -117,38 +122,26 @@ class Chain:
         chosen = np.take_along_axis(farm.states, policy.reshape(-1, 1), axis=1)[:, 0].reshape(farm.shape)
         if ((chosen == farm.room) & (self._in_flight < farm.room * len(farm.speeds))).any():
             raise ValueError("policy: sends a flow to a server without room")
-        return self._iterate(policy)[0] / farm.arrivals
+        return self._gain(policy, self._in_flight) / farm.arrivals
 
     def lost(self, policy: Policy) -> float:
         """Return the share of flows that find all servers full, to within 1e-9."""
         full = np.zeros(self.farm.shape)
         full[(-1,) * full.ndim] = 1.0
-        return self._iterate(policy, full)[0]
+        return self._gain(policy, full)
 
-    def _after(self, value: Floats) -> Floats:
-        """Return the value after a flow went to each server, (n, *states); where it has no room, infinite, but where
-        none has, the flow is lost."""
-        after = np.full((value.ndim, *value.shape), np.inf)
-        for i in range(value.ndim):
-            moved = np.moveaxis(value, i, 0)
-            np.moveaxis(after[i], i, 0)[:-1] = moved[1:]
-        after.reshape(value.ndim, -1)[:, -1] = value.flat[-1]
-        return after
-
-    def _iterate(self, policy: Policy | None, cost: Floats | None = None) -> tuple[float, Floats]:
-        """Return gain and relative value of a policy, or of the best: v ← c + P v − its value where empty.
+    def _gain(self, policy: Policy, cost: Floats) -> float:
+        """Return the mean of a cost (of a state, for as long as it lasts) under a policy: v ← c + P v.
 
         The chain is looked at with rate Λ = λ + Σ μ; each sweep bounds the gain by the least and greatest of
         c + P v − v (Puterman, theorem 8.5.5).
         """
         farm = self.farm
-        cost = self._in_flight if cost is None else cost
         rate = farm.arrivals + sum(farm.speeds)
+        after = self._after(policy)
         value = np.zeros(farm.shape)
         for sweep in range(ITERATIONS_MAX):
-            after = self._after(value)
-            routed = after.min(axis=0) if policy is None else np.take_along_axis(after, policy[None], axis=0)[0]
-            new = cost + farm.arrivals / rate * routed
+            new = cost + farm.arrivals / rate * value.ravel()[after]
             for i, mu in enumerate(farm.speeds):
                 moved, into = np.moveaxis(value, i, 0), np.moveaxis(new, i, 0)
                 into[1:] += mu / rate * moved[:-1]
@@ -157,9 +150,17 @@ class Chain:
                 change = new - value
                 least, greatest = float(change.min()), float(change.max())
                 if greatest - least <= max(TOLERANCE * abs(greatest), CLOSE):
-                    return 0.5 * (least + greatest), new
+                    return 0.5 * (least + greatest)
             value = new - new[(0,) * new.ndim]
         raise ArithmeticError(f"value iteration has not come to an end after {ITERATIONS_MAX} sweeps")
+
+    def _after(self, policy: Policy) -> NDArray[np.int64]:
+        """Return the number of the state that a flow leaves each state for; where all are full, the same."""
+        farm = self.farm
+        step = np.asarray([(farm.room + 1) ** (len(farm.speeds) - 1 - i) for i in range(len(farm.speeds))])
+        after = np.arange(policy.size) + step[policy.ravel()]
+        after[-1] = policy.size - 1
+        return np.asarray(after.reshape(farm.shape), dtype=np.int64)
 
 
 class RoutingVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
