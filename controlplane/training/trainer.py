@@ -73,7 +73,8 @@ class Trainer:
         self.seen = Seen(plan.seed)
         self._began = 0.0  # when it would have begun, had it never been stopped
         self._evaluated: list[Sample] = []  # inputs of the last evaluation
-        self._base: dict[str, Any] = {}  # the base policy's completion times in the held-out episodes
+        # The base policy's completion times in the held-out episodes; anew when resumed, as it may have changed.
+        self._base: dict[str, Any] = {}
 
     # Going on from a checkpoint
 
@@ -88,7 +89,6 @@ class Trainer:
             "seconds": r.seconds,
             "best": r.best,
             "evaluations": r.evaluations,
-            "base": self._base,
             "seen": self.seen.state_dict(),
         }
 
@@ -98,7 +98,6 @@ class Trainer:
         self.result = Result(
             int(state["steps"]), int(state["rounds"]), float(state["seconds"]), state["best"], state["evaluations"]
         )
-        self._base = dict(state["base"])
         self.seen = Seen.of(state["seen"])
 
     # The loop
