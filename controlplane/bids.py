@@ -29,6 +29,9 @@ WORKERS_EXACT = 256
 # Utilisation that the split never exceeds, on the whole and on each server.
 UTILISATION_MAX = 0.97
 
+# Offered load from which on there is a flood, and at which there is nothing else.
+FLOODED = (1.0, 1.05)
+
 # Grid of utilisations on which marginal costs are tabulated, closer together near 1 where they rise fast.
 UTILISATION_GRID: Floats = 1.0 - np.linspace(1.0, 0.06, 64) ** 2
 
@@ -89,8 +92,13 @@ def _marginal_table() -> tuple[Floats, Floats]:
 
 
 def split(total: float, mu: Floats, k: Floats) -> Floats:
-    """Return the λ_i that minimise Σ L_i(λ_i) with Σ λ_i = total, by equal marginals; total is cut at 0.97 of Σ kμ."""
+    """Return the λ_i that minimise Σ L_i(λ_i) with Σ λ_i = total, by equal marginals; total is cut at 0.97 of Σ kμ.
+
+    In a flood there is no such optimum: queues grow whatever is done. From FLOODED[0] times the capacity on the split
+    goes over to equal utilisation, with which the queues become such that all wait equally long.
+    """
     capacity = mu * k
+    offered = total / max(float(capacity.sum()), 1e-300)
     total = min(total, UTILISATION_MAX * float(capacity.sum()))
     if total <= 0.0 or len(mu) == 0:
         return np.zeros_like(mu)
@@ -122,7 +130,8 @@ def split(total: float, mu: Floats, k: Floats) -> Floats:
     # Mend the last bit of the bisection: where several equal servers enter at once, they share in proportion.
     lam *= total / max(float(lam.sum()), 1e-300)
     found: Floats = np.minimum(lam, UTILISATION_GRID[-1] * capacity)
-    return found
+    flood = min(max((offered - FLOODED[0]) / (FLOODED[1] - FLOODED[0]), 0.0), 1.0)
+    return (1.0 - flood) * found + flood * UTILISATION_MAX * capacity
 
 
 def truthful(lam: Floats, mu: Floats, k: Floats) -> Floats:

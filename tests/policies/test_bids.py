@@ -91,6 +91,16 @@ def test_slow_servers_get_nothing_while_fast_ones_are_nearly_idle():
     assert lam[1] == pytest.approx(0.5)
 
 
+def test_in_a_flood_all_queues_take_equally_long():
+    # Servers of 4 and 16 flows a second; bids alike at n and 4n mean that both queues are done at the same time.
+    mu, k = np.array([1.0, 4.0]), np.array([4.0, 4.0])
+    curves = truthful(split(1.05 * 20.0, mu, k), mu, k)
+    assert curves[1, 40] == pytest.approx(curves[0, 10], rel=0.1)
+    # Without a flood the fast one is spared: its long queue is the dearer. Half of the way there it is less so.
+    calm, half = (truthful(split(load * 20.0, mu, k), mu, k) for load in (0.9, 1.025))
+    assert calm[1, 40] / calm[0, 10] > half[1, 40] / half[0, 10] > 1.2
+
+
 def test_overload_is_cut_below_capacity():
     mu, k = np.array([1.0, 2.0]), np.array([4.0, 1.0])
     lam = split(1e9, mu, k)
