@@ -45,6 +45,8 @@ Observation = dict[str, NDArray[Any]]
 TOLERANCE = 1e-5
 CLOSE = 1e-9
 ITERATIONS_MAX = 200_000
+# No input is beyond it: logarithms, cut.
+INPUT_MAX = 16.0
 # Steps that a fresh environment runs by shortest expected delay before it is handed over.
 WARM_UP = 200
 
@@ -245,8 +247,8 @@ class Routing(gymnasium.Env[Observation, np.int64]):
 def _space(n: int) -> spaces.Dict:
     return spaces.Dict(
         {
-            "rows": spaces.Box(-np.inf, np.inf, (n, len(SERVER_COLUMNS)), np.float32),
-            "whole": spaces.Box(-np.inf, np.inf, (len(GLOBAL_COLUMNS),), np.float32),
+            "rows": spaces.Box(-INPUT_MAX, INPUT_MAX, (n, len(SERVER_COLUMNS)), np.float32),
+            "whole": spaces.Box(-INPUT_MAX, INPUT_MAX, (len(GLOBAL_COLUMNS),), np.float32),
             "active": spaces.MultiBinary(n),
         }
     )

@@ -1,7 +1,7 @@
 """Discrete SAC's losses beside TorchRL's DiscreteSACLoss: the same weights, the same batch, the same numbers.
 
-One head (kind `choice`: a server), no memory, sequences of one step. TorchRL sums what we average over one head, and its
-critics are copies of one module: each gets the body's and its own head's weights.
+One head (kind `choice`: a server), no memory, sequences of one step. TorchRL's critics are copies of one module: each
+gets the weights of the body and of its own head.
 """
 
 from __future__ import annotations
