@@ -34,15 +34,17 @@ from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation
 # Points of D(n) that are measured; beyond, it goes on as it ends.
 POINTS = 8
 # Flows to a server, and weights of gaps, over which what was seen fades.
-DELAY_WINDOW, GAP_WINDOW = 200.0, 500.0
+DELAY_WINDOW, GAP_WINDOW = 200.0, 1000.0
 # D(n) before it is seen: D(n − 1) and so many s more, counted as so many flows.
 STEP, PRIOR = 2.0, 8.0
 # A gap of g counts e^(−g/h), h so many times D(0), which is taken for at most so many times the mean of all.
 NEAR, FAR = 0.4, 1.5
 # Slope of R on g before it is seen, and the gaps, in weights, that it counts as.
-OTHERS, STIFF = 0.8, 3.0
+OTHERS, STIFF = 0.5, 3.0
+# A server of whose gaps less than this weight was short is sent its flows in pairs, one of so many looks.
+PAIRS, TURNS = 30.0, 3
 # Variance of log s, times the weight of the gaps.
-SPREAD = 3.0
+SPREAD = 2.0
 # Flows that one balancer must have seen end, for each server, before it bids so.
 ENOUGH = 4.0
 # Part of the flows that end before one that was sent there before, above which servers do not keep the order.
@@ -75,11 +77,14 @@ class SharedView:
         self._found = np.zeros((n, POINTS))  # flows that found n
         self._delay = np.zeros((n, POINTS))  # seconds, their completion times
         self._gaps = np.zeros((n, 5))  # sums of w, w·g, w·R, w·g², w·g·R
+        self._weight = np.zeros(n)  # logarithm of the configured ratio of capacities
         self._last = np.zeros((n, 2))  # seconds: when the flow sent last was dispatched and closed
 
     def decide(self, o: Observation, learner: Learner) -> View | None:
-        """Return bids, or None while there is nothing to bid on: no records, too few flows, or servers without order."""
+        """Return bids, or None while there is nothing to bid on: no records, few flows, or servers without order."""
         self._match(o, learner)
+        weight = np.maximum(o.weight, 1e-3)
+        self._weight = np.log(weight / weight.mean())
         if o.read_records is not None:
             self._take(o, o.read_records())
         if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER:
@@ -183,8 +188,9 @@ class SharedView:
         s = np.maximum(r - slope * g, 0.1 * r)
         known = (self._gaps[:, 0] > 1.0) & (s > 0.0)
         if not known.any():
-            return np.minimum(most, typical)
-        log_s = shrink(np.log(np.maximum(s, 1e-9)), SPREAD / weight, known)
+            return np.asarray(np.minimum(most, typical))
+        # Configured weights that tell the speeds leave less to differ, and so more is drawn to the mean.
+        log_s = shrink(np.log(np.maximum(s, 1e-9)) + self._weight, SPREAD / weight, known) - self._weight
         return np.asarray(np.minimum(most, np.exp(log_s)))
 
     def _view(self, o: Observation, arrival_rate: float) -> View:
@@ -209,6 +215,10 @@ class SharedView:
         lam = np.zeros(n)
         lam[may] = split(total, 1.0 / s[may], np.ones(int(may.sum())))
         curves = self.bids(curves, s, np.minimum(lam, 0.99 / s), utilisation)
+        # Flows that come in pairs tell s. The turn differs from balancer to balancer.
+        turn = (np.arange(n) + int(self.seen)) % TURNS == 0
+        pairs = turn & (self._gaps[:, 0] < PAIRS)
+        curves[pairs, 1] = curves[pairs, 0]
         return View(np.maximum.accumulate(curves, axis=1), s, delay[:, 0], utilisation)
 
     def bids(self, delay: Floats, s: Floats, lam: Floats, utilisation: float) -> Floats:
