@@ -47,7 +47,8 @@ class Recorder:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -74,6 +75,10 @@ class Recorder:
                     return
 
     def close(self) -> None:
+        # Before its number may be used again: else the thread would go on accepting, for whoever listens there next.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         for client in [self._listener, *self._open]:
             with contextlib.suppress(OSError):
                 client.close()
@@ -278,7 +283,8 @@ def test_what_a_bad_server_does_is_an_error_of_its_class(answer: Answer | None, 
     try:
         status, found = replay(
             "poisson:rate=100", "--target", f"http://127.0.0.1:{server.port if server else free_port()}/",
-            "--limit", "8", "--timeout", "300ms", "--connections", "per-flow", "--out", str(tmp_path / "out"),
+            "--limit", "8", "--timeout", "300ms" if answer is silent else "20s", "--connections", "per-flow",
+            "--out", str(tmp_path / "out"),
         )  # fmt: skip
     finally:
         if server:
@@ -431,8 +437,9 @@ def test_a_signal_at_any_moment_ends_in_order(farm: Farm):
         time.sleep(wait_s)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
-        assert process.returncode == 1
-        if wait_s > 0.3 and "Traceback" in said:  # before that the interpreter itself may be starting
+        # On a busy machine it may have come while the interpreter was still starting, before anybody could take it.
+        assert process.returncode in (1, -signal.SIGINT)
+        if process.returncode == 1 and wait_s > 0.3 and "Traceback" in said:
             raise AssertionError(said)
 
 
