@@ -49,6 +49,9 @@ SPREAD = 2.0
 ENOUGH = 4.0
 # Part of the flows that end before one that was sent there before, above which servers do not keep the order.
 DISORDER, DISORDER_FLOWS = 0.04, 200.0
+# D(1)/D(0) that says that a flow waits for the one before it, and correlation of g and R from which on it does not;
+# flows and gaps of a server that say so.
+STEEP, CORRELATED, CLEAR = 1.33, 0.7, 8.0
 # Flow records that are looked at in one interval.
 RECORDS_MOST = 16_384
 
@@ -76,7 +79,7 @@ class SharedView:
     def _allocate(self, n: int) -> None:
         self._found = np.zeros((n, POINTS))  # flows that found n
         self._delay = np.zeros((n, POINTS))  # seconds, their completion times
-        self._gaps = np.zeros((n, 5))  # sums of w, w·g, w·R, w·g², w·g·R
+        self._gaps = np.zeros((n, 6))  # sums of w, w·g, w·R, w·g², w·g·R, w·R²
         self._weight = np.zeros(n)  # logarithm of the configured ratio of capacities
         self._last = np.zeros((n, 2))  # seconds: when the flow sent last was dispatched and closed
 
@@ -87,7 +90,7 @@ class SharedView:
         self._weight = np.log(weight / weight.mean())
         if o.read_records is not None:
             self._take(o, o.read_records())
-        if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER:
+        if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER or self._parallel():
             return None
         return self._view(o, learner.arrival_rate)
 
@@ -153,7 +156,7 @@ class SharedView:
         rest = np.maximum(end - np.maximum(end_before, begin), 0.0)
         w = np.where(known, np.exp(-np.maximum(gap, 0.0) / near[row]), 0.0)
         gap = np.where(known, gap, 0.0)
-        sums = [np.bincount(row, w * x, n) for x in (np.ones(len(w)), gap, rest, gap * gap, gap * rest)]
+        sums = [np.bincount(row, w * x, n) for x in (np.ones(len(w)), gap, rest, gap * gap, gap * rest, rest * rest)]
         keep = np.exp(-sums[0] / GAP_WINDOW)[:, None]
         self._gaps = self._gaps * keep + np.stack(sums, axis=1)
 
@@ -164,6 +167,23 @@ class SharedView:
         keep = np.exp(-(wrong + right) / DISORDER_FLOWS)
         self._ordered = self._ordered * keep + right
         self._disordered = self._disordered * keep + wrong
+
+    def _parallel(self) -> bool:
+        """Return whether servers seem to work on flows side by side, though they keep their order: demands much alike.
+
+        A flow that comes when another of one's own is there then does not wait for it, or it ends as much later as it
+        came later.
+        """
+        rows = (self._gaps[:, 0] > CLEAR) & (self._found[:, :2] > CLEAR).all(axis=1)
+        if rows.sum() < max(0.1 * len(rows), 2.0):
+            return False
+        delay = self._delay[rows, :2] / self._found[rows, :2]
+        sums = self._gaps[rows]
+        w = sums[:, 0]
+        g, r = sums[:, 1] / w, np.maximum(sums[:, 2] / w, 1e-12)
+        joint = float(((sums[:, 4] / w - g * r) / (g * r)).sum())
+        spread = float((sums[:, 3] / (w * g * g) - 1.0).sum()) * float((sums[:, 5] / (w * r * r) - 1.0).sum())
+        return bool(np.median(delay[:, 1] / delay[:, 0]) < STEEP or joint > CORRELATED * np.sqrt(max(spread, 1e-12)))
 
     def _typical(self) -> float:
         """Return the mean of D(0) over the flows that found none, seconds; 0 when there was none."""
