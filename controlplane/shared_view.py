@@ -54,6 +54,8 @@ DISORDER, DISORDER_FLOWS = 0.04, 200.0
 STEEP, CORRELATED, CLEAR = 1.33, 0.7, 8.0
 # Flow records that are looked at in one interval.
 RECORDS_MOST = 16_384
+# Part of the closed flows that must have a record for pairs of them to tell something.
+RECORDS_WHOLE = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class SharedView:
         self._allocate(0)
         self.seen = 0.0  # own flows that ended well, in all
         self._ordered = self._disordered = 0.0
+        self._closed = 0.0  # flows, by the counters
 
     def _allocate(self, n: int) -> None:
         self._found = np.zeros((n, POINTS))  # flows that found n
@@ -89,7 +92,8 @@ class SharedView:
         weight = np.maximum(o.weight, 1e-3)
         self._weight = np.log(weight / weight.mean())
         if o.read_records is not None:
-            self._take(o, o.read_records())
+            records = o.read_records()
+            self._take(o, records, whole=len(records) >= RECORDS_WHOLE * self._newly_closed(o) - 4.0)
         if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER or self._parallel():
             return None
         return self._view(o, learner.arrival_rate)
@@ -118,9 +122,18 @@ class SharedView:
         self._last[other] = 0.0
         self._ids = o.ids.copy()
 
-    def _take(self, o: Observation, records: NDArray[np.void]) -> None:
-        """Take in the flows that ended since the last look."""
+    def _newly_closed(self, o: Observation) -> float:
+        """Return how many flows were closed since the last look."""
+        closed = float(o.outcomes.sum())
+        new, self._closed = closed - self._closed, closed
+        return max(new, 0.0)
+
+    def _take(self, o: Observation, records: NDArray[np.void], whole: bool) -> None:
+        """Take in the flows that ended since the last look; whole: of all there is a record."""
+        whole = whole and len(records) <= RECORDS_MOST
         records = records[-RECORDS_MOST:]
+        if not whole:
+            self._last[:] = 0.0  # which flow was sent there before cannot be told
         n = o.n_servers
         good = (records["server"] < n) & (records["outcome"] == 0)
         records = records[good]
@@ -138,8 +151,12 @@ class SharedView:
         end_before = np.where(first, self._last[row, 1], np.concatenate([[0.0], end[:-1]]))
         later = last & (begin >= begin_before)
         self._last[row[later], 0], self._last[row[later], 1] = begin[later], end[later]
-        known = (begin_before > 0.0) & (begin >= begin_before)
-        self._judge_order(known & (end_before > begin), end < end_before, (begin_before > 0.0) & (begin < begin_before))
+        if not whole:
+            self._last[:] = 0.0
+        known = (begin_before > 0.0) & whole
+        late = known & (begin < begin_before)
+        known &= ~late
+        self._judge_order(known & (end_before > begin), end < end_before, late)
 
         at = np.minimum(records["found"], POINTS).astype(np.intp)
         inside = at < POINTS
