@@ -90,11 +90,12 @@ def shrink(x: Floats, variance: Floats, known: Bools) -> Floats:
     return out
 
 
-def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 1.0) -> Fit:
+def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 1.0, regularity: float = 1.0) -> Fit:
     """Fit s and k of every server.
 
     open_age: summed ages of its open flows, seconds. weight: the configured ratio of capacities, the prior of 1/s.
     dispersion: variance of completion counts over that of a Poisson process: so many completions tell as much as one.
+    regularity: the same where it is below 1; it counts for the number of workers that the data exclude.
     """
     n = len(weight)
     if n == 0:
@@ -132,7 +133,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
 
     weight = np.maximum(weight, 1e-3)
     prior = np.log(weight / weight.mean())
-    k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion)
+    k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion * regularity)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.
     s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior

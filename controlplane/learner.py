@@ -34,8 +34,8 @@ JUDGED = 3.0
 SPED = {"sped_2": 2.0, "sped_8": 8.0, "sped_32": 32.0}
 # More completions than so many times the expected ones are a surprise: the server is looked at again at once.
 SURPRISE = 4.0
-# Greatest dispersion that is believed.
-DISPERSION_MAX = 16.0
+# Least and greatest dispersion that is believed.
+DISPERSION_MIN, DISPERSION_MAX = 0.1, 16.0
 # Expected completions over which the dispersion of one block is taken.
 BLOCK = 32.0
 # Seconds and flows over which failures fade.
@@ -132,12 +132,15 @@ class Learner:
         seen = (ended > 0) & ~(ended > SURPRISE * expected)
         self["unseen_seconds"][:] = np.where(seen, 0.0, self["unseen_seconds"] + elapsed)
         self["unseen_flows"][:] = np.where(seen, 0.0, self["unseen_flows"] + opened.sum())
-        self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
+        self.fit = self._fit(o)
         self._age = (self._age + elapsed) * (1.0 - change.time / np.maximum(self._profile.time, NEGLIGIBLE))
         if self._drop_old_news(self.fit):
-            self.fit = fit(self._profile, self["open_age"], o.weight, self._dispersion())
+            self.fit = self._fit(o)
         self.before = o
         return self.fit
+
+    def _fit(self, o: Observation) -> Fit:
+        return fit(self._profile, self["open_age"], o.weight, self._dispersion(), self._regularity())
 
     def _drop_old_news(self, now: Fit) -> bool:
         """Forget what was seen long ago at numbers in flight where it is too slow for r(n); return whether any was."""
@@ -164,6 +167,12 @@ class Learner:
         blocks = self["blocks"]
         pooled = float((self["calm"] * blocks).sum() / (blocks.sum() + 4.0))
         return min(max(pooled, 1.0), DISPERSION_MAX)
+
+    def _regularity(self) -> float:
+        """Return the dispersion where it is below 1, as with demands that are much alike; 1 while little was seen."""
+        blocks = self["blocks"]
+        pooled = float(((self["calm"] * blocks).sum() + 4.0) / (blocks.sum() + 4.0))
+        return min(max(pooled, DISPERSION_MIN), 1.0)
 
     def _weight(self) -> Floats:
         """Completions that each server's profile stands for."""

@@ -42,13 +42,17 @@ def test_rates_and_workers_are_recovered(demand, workers, rho):
     speeds = np.array([1.0, 1.0, 2.0, 4.0])
     rate = rho * workers * speeds.sum() / demand.mean
     servers = [Server(speed=s, workers=workers) for s in speeds]
-    policy = Kept()
-    Simulation(World(servers, Poisson(rate), demand, seed=2, flows=40_000)).run(policy)
-    found = policy.learner.fit
-    assert found.s * speeds == pytest.approx(np.full(4, demand.mean), rel=0.15)
+    fits = []
+    for seed in range(2, 5):
+        policy = Kept()
+        Simulation(World(servers, Poisson(rate), demand, seed=seed, flows=40_000)).run(policy)
+        fits.append(policy.learner.fit)
+    # One server in twenty may pass for k + 1 workers that are slower by as much.
+    assert np.median([f.s for f in fits], axis=0) * speeds == pytest.approx(np.full(4, demand.mean), rel=0.15)
     # A server that is seldom full tells little of its limit.
     tolerance = 0.15 if rho > 0.9 else 0.3
-    assert found.capacity / speeds == pytest.approx(np.full(4, workers / demand.mean), rel=tolerance)
+    for found in fits:
+        assert found.capacity / speeds == pytest.approx(np.full(4, workers / demand.mean), rel=tolerance)
 
 
 def k_error(servers: list[Server], demand: Demand, rho: float, seconds: float, seed: int) -> float:
