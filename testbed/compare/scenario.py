@@ -24,7 +24,7 @@ Span = Annotated[float, PlainValidator(duration(1e-6)), _seconds]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Named = Annotated[Variant, PlainValidator(variant.parse), PlainSerializer(lambda v: v.name, return_type=str)]
 
-WARMUP_LEAST_S = 2.0  # however short the rest
+WARMUP_LEAST_S, WARMUP_MOST = 2.0, 0.5  # of a shorter run: at least, and as a part of what is counted at most
 
 
 class Model(BaseModel):
@@ -162,7 +162,8 @@ class Scenario(Model):
         return self.model_copy(
             update={
                 "seconds": seconds,
-                "warmup": min(self.warmup, max(WARMUP_LEAST_S, self.warmup * scale)),
+                # Whoever has to learn needs as long as ever.
+                "warmup": min(self.warmup, max(WARMUP_LEAST_S, WARMUP_MOST * seconds)),
                 "events": tuple(map(scaled, self.events)),
                 "profile": tuple(map(scaled, self.profile)),
             }

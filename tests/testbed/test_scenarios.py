@@ -103,6 +103,8 @@ def test_another_length_moves_events_and_loads_along(tmp_path: Path):
     scenario = load(tmp_path, text + "events: [{at: 5s, until: 15s, server: s2, kind: slow, factor: 2}]\n").lasting(4.0)
     assert (scenario.events[0].at, scenario.events[0].until, scenario.profile[0].at) == (1.0, 3.0, 2.0)
     assert scenario.warmup == 2.0
+    # Whoever learns must not have less time for it because the rest is shorter.
+    assert load(tmp_path, SMALL + "seconds: 20s\nwarmup: 5s\n").lasting(12.0).warmup == 5.0
 
 
 def test_the_same_seed_gives_the_same_requests_and_another_load_the_same_ones_closer_together(tmp_path: Path):
