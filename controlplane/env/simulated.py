@@ -44,6 +44,10 @@ def _stop_clocks(simulation: Simulation) -> None:
         segment.clock = lambda: now_ns
 
 
+# Flow records kept in each balancer's ring: those of an interval, with room to spare.
+RING_SLOTS = 2048
+
+
 class SimulatedSource:
     """Replicas of worlds. `reset` begins episodes, `step` runs one control interval of those that are told to run."""
 
@@ -135,8 +139,11 @@ class SimulatedSource:
                 f"{self.servers} and {self.balancers}"
             )
         # Flow records are for summaries; an episode may be without end.
-        world = replace(world, records=0 if world.records is None else world.records)
-        simulation = Simulation(world, reservoir_slots=self.reservoir_slots, table_slots=0)
+        # Of several balancers each reads its segment's ring to learn of the others, if it has a policy that does.
+        rings = world.rings or world.balancers > 1
+        world = replace(world, records=0 if world.records is None else world.records, rings=rings)
+        ring_slots = RING_SLOTS if rings else 64
+        simulation = Simulation(world, reservoir_slots=self.reservoir_slots, table_slots=0, ring_slots=ring_slots)
         self._check(lib.vector_place(self._vector, replica, simulation.handle), replica)
         self.durations[replica] = np.inf if world.duration is None else world.duration
         return simulation
