@@ -53,7 +53,7 @@ def test_equal_demands_on_a_server_seldom_full_may_look_like_more_workers_but_ne
     found = fitted(Deterministic(MEAN), workers, rho)
     assert found.s * SPEEDS / MEAN == pytest.approx([1.0, 1.0], abs=0.12)
     assert (found.k > 0.98 * workers).all()
-    assert (found.k < 2.2 * workers).all()
+    assert (found.k < 3.0 * workers).all()
 
 
 @pytest.mark.parametrize("demand", [Exponential(MEAN), Deterministic(MEAN), Lognormal(MEAN, 1.5)])

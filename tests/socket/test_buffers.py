@@ -41,7 +41,7 @@ def test_readers_that_stand_still_cost_no_cpu_and_lose_nothing(start_origin, sta
         s.settimeout(60)
         s.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         stuck.append(s)
-    time.sleep(1)
+    time.sleep(3)  # time for the pools to run out
     used = balancer.cpu_seconds()
     deadline = time.monotonic() + 30
     while (now := balancer.cpu_seconds()) - used > 0.02 and time.monotonic() < deadline:
