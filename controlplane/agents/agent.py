@@ -47,7 +47,7 @@ class AgentConfig:
     hidden: int = 32  # units of the network
     gamma: float = 0.95  # discount a step
     learning_rate: float = 1e-3  # of Adam
-    decay: int = 0  # calls of learn() in which learning rates fall linearly to a twentieth; 0: they stay
+    decay: int = 0  # calls of learn() in which learning rates fall linearly to a fiftieth; 0: they stay
     max_grad_norm: float = 100.0  # gradients are scaled down to it
     steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
@@ -109,6 +109,27 @@ class Agent(ABC):
             logits = logits + self.rng.gumbel(size=logits.shape).astype(np.float32)
         return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
 
+    def deviate(
+        self,
+        chosen: tuple[Numbers, Numbers],
+        logits: tuple[NDArray[np.float32], NDArray[np.float32]],
+        active: NDArray[np.bool_],
+        heads: float,
+    ) -> tuple[Numbers, Numbers]:
+        """Return the choice with so many heads of each row, on average, at any level that can be chosen.
+
+        However many a row has: if each deviated with one chance, no row of many heads would act as its policy does.
+        """
+        rows, whole = logits
+        number = active.sum(axis=1) * rows.shape[2] + whole.shape[1]  # (R,)
+        chance = np.minimum(heads / np.maximum(number, 1), 1.0)
+        out = []
+        for numbers, values in zip(chosen, logits, strict=True):
+            anything = self._draw(np.where(np.isfinite(values), np.float32(0.0), np.float32(-np.inf)), True)
+            deviates = self.rng.random(numbers.shape) < chance.reshape(-1, *(1,) * (numbers.ndim - 1))
+            out.append(np.where(deviates, anything, numbers))
+        return out[0], out[1]
+
     # Learning
 
     def observe(self, transition: Transition) -> None:
@@ -150,7 +171,7 @@ class Agent(ABC):
     def step(self, loss: Tensor) -> float:
         """Descend along a loss and return the gradients' norm before it was cut."""
         if self.config.decay:
-            left = max(1.0 - self.updates / self.config.decay, 0.05)
+            left = max(1.0 - self.updates / self.config.decay, 0.02)
             for group in self.optimizer.param_groups:
                 group["lr"] = left * group.setdefault("initial_lr", group["lr"])
         self.optimizer.zero_grad()

@@ -10,7 +10,7 @@ Source    Mnih et al., "Human-level control through deep reinforcement learning"
 
 As Q is a mean over heads, its maximum over joint actions is each head's own. The loss is the square, not Huber's:
 completion times are skewed, and what is wanted is their mean. Exploration: on average ε heads of a row deviate to a
-random level, however many it has (if each did with probability ε, no row of many heads would act as its policy does).
+random level (Agent.deviate).
 """
 
 from __future__ import annotations
@@ -72,17 +72,7 @@ class DeepQNetwork(ReplayAgent):
         self, rows: NDArray[np.float32], whole: NDArray[np.float32], active: NDArray[np.bool_], explore: bool
     ) -> tuple[Numbers, Numbers]:
         best = super().choose(rows, whole, active, False)
-        if not explore:
-            return best
-        heads = active.sum(axis=1) * rows.shape[2] + whole.shape[1]  # (R,)
-        chance = np.minimum(self.epsilon / np.maximum(heads, 1), 1.0)
-        chosen = []
-        for values, greedy in zip((rows, whole), best, strict=True):
-            # Any level that can be chosen, all alike.
-            anything = self._draw(np.where(np.isfinite(values), np.float32(0.0), np.float32(-np.inf)), True)
-            deviates = self.rng.random(greedy.shape) < chance.reshape(-1, *(1,) * (greedy.ndim - 1))
-            chosen.append(np.where(deviates, anything, greedy))
-        return chosen[0], chosen[1]
+        return self.deviate(best, (rows, whole), active, self.epsilon) if explore else best
 
     def learn(self) -> dict[str, float]:
         loss, value = self.loss(self.sample())

@@ -65,6 +65,7 @@ class SacConfig(ReplayConfig):
     alpha: float = 0.1  # temperature to begin with, in units of the normalised reward
     alpha_rate: float = 3e-3  # learning rate of log α; 0 keeps it
     target_entropy: float = 0.3  # share of the greatest entropy, log |levels|, that is kept
+    epsilon: float = 0.0  # heads of a row that are drawn evenly instead, on average, when exploring
     actor_rate: float = 1e-3  # learning rate of the actor's heads (learning_rate: body and critics)
 
 
@@ -171,6 +172,14 @@ class SoftActorCritic(ReplayAgent):
 
     def actor(self) -> RowNetwork:
         return self.policy
+
+    def choose(
+        self, rows: NDArray[np.float32], whole: NDArray[np.float32], active: NDArray[np.bool_], explore: bool
+    ) -> tuple[Numbers, Numbers]:
+        chosen = super().choose(rows, whole, active, explore)
+        if not (explore and self.config.epsilon):
+            return chosen
+        return self.deviate(chosen, (rows, whole), active, self.config.epsilon)
 
     def learn(self) -> dict[str, float]:
         batch = self.sample()
