@@ -188,7 +188,10 @@ def test_a_file_that_cannot_be_read_is_one_line(path: str, capsys: pytest.Captur
 def test_policy_list_names_every_policy_and_its_other_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [*registry.names(), *(registry.PREFIX + name for name in registry.shipped())]
+    assert [line.split()[0] for line in lines[1:]] == [
+        *registry.names(),
+        *(registry.PREFIX + name for name in registry.shipped()),
+    ]
     assert next(line for line in lines if line.startswith("lsq")).split()[1].startswith("leastconn")
 
 

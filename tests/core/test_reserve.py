@@ -1,4 +1,4 @@
-"""The reserve that holds: a flow whose lowest bid is above it waits, as long as somebody's completion may change that."""
+"""The reserve that holds: a flow whose lowest bid is above it waits, while a completion of somebody may change that."""
 
 from __future__ import annotations
 
