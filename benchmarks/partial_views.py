@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from controlplane import shared_view
 from controlplane.bids import split, truthful
 from controlplane.policies.adaptive import Adaptive
-from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
+from controlplane.policy import CURVE_N, Directive, Floats, Observation
 from controlplane.simulation.intervals import Estimate, estimate, relative
 from dataplane.simulator import (
     BoundedPareto,
