@@ -223,6 +223,13 @@ class Service:
     def in_flight(self) -> int:
         return int(self.segment.read_words().in_flight.sum())
 
+    def settle(self, seconds: float = 15) -> None:
+        """Whoever asked whether the balancer is up was accepted, and has left; so have all others."""
+        deadline = time.monotonic() + seconds
+        while not self.segment.read_workers()["connections_total"].any() or self.in_flight():
+            assert time.monotonic() < deadline, f"{self.in_flight()} in flight"
+            time.sleep(0.01)
+
 
 @pytest.fixture
 def service() -> Iterator[Service]:

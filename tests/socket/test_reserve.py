@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
 
@@ -13,114 +12,13 @@ import numpy as np
 import pytest
 
 from dataplane.build_ffi import has_io_uring
-from shm_layout.layout import CURVE_LOW
-from shm_layout.segment import DirectiveData, RouteData
+from shm_layout.segment import RouteData
 from tests.c_build import ASAN_UBSAN, TSAN, build_c
-from tests.socket.conftest import IO_BACKENDS, SOURCES, Balancer, Service, read_all, read_message
+from tests.socket.bench import OK, Bench, Gated, N, flat, get, wait_for
+from tests.socket.conftest import IO_BACKENDS, SOURCES, read_all, read_message
 
 pytestmark = pytest.mark.parametrize("io", IO_BACKENDS)
 SECOND = 1_000_000_000
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-N = CURVE_LOW.astype(float)
-
-
-def get(name: str, sla: str = "") -> bytes:
-    header = f"X-SLA: {sla}\r\n" if sla else ""
-    return f"GET /{name} HTTP/1.1\r\nHost: a\r\n{header}\r\n".encode()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 8.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.003)
-
-
-@dataclass
-class Gated:
-    """Servers that answer a request when the test says so, by its name."""
-
-    seen: list[tuple[int, str]] = field(default_factory=list)  # (server, name) in order of arrival
-    gates: dict[str, threading.Event] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def gate(self, name: str) -> threading.Event:
-        with self.lock:
-            return self.gates.setdefault(name, threading.Event())
-
-    def handler(self, server: int):
-        def handle(connection, origin):
-            while head := origin.request(connection):
-                name = head.split()[1].decode()[1:]
-                self.seen.append((server, name))
-                assert self.gate(name).wait(10)
-                connection.sendall(OK)
-
-        return handle
-
-    def answer(self, *names: str) -> None:
-        for name in names:
-            self.gate(name).set()
-
-    @property
-    def names(self) -> list[str]:
-        return [name for _, name in self.seen]
-
-
-@dataclass
-class Bench:
-    """A balancer before a cheap server (0) and a dear one (1), with a controller that is this test."""
-
-    service: Service
-    servers: Gated
-    ports: list[int]
-    balancer: Balancer
-    clients: dict[str, socket.socket] = field(default_factory=dict)
-    sequence: int = 0
-
-    def direct(self, reserve: np.ndarray | None, bids: tuple[float, ...] = (1.0, 5.0), **changes: Any) -> None:
-        """Server i bids bids[i] while it is idle, and 10·(bids[i] + n) when it is not."""
-        self.sequence += 1
-        ids = [server.id for server in self.service.settings.servers]
-        curves = np.array([np.where(N == 0, bid, 10 * (bid + N)) for bid in bids], dtype=np.float32)
-        made = {"rule": "bids", "sequence": self.sequence, "issued_ns": time.monotonic_ns(), **changes}
-        self.service.segment.publish_directive(DirectiveData(ids=ids, curves=curves, reserve=reserve, **made))
-
-    def taken(self) -> None:
-        wait_for(lambda: all(row["directive_sequence"] == self.sequence for row in self.rows()))
-
-    def rows(self) -> Any:
-        rows = self.service.segment.read_workers()
-        return rows[rows["started_ns"] > 0]
-
-    def total(self, name: str, index: int | None = None) -> int:
-        values = self.rows()[name]
-        return int((values if index is None else values[:, index]).sum())
-
-    def send(self, name: str, sla: str = "") -> socket.socket:
-        s = self.clients[name] = self.balancer.connect(10)
-        s.sendall(get(name, sla))
-        return s
-
-    def hold(self, name: str, sla: str = "") -> socket.socket:
-        """Send it, and see it wait."""
-        before = self.total("queued")
-        s = self.send(name, sla)
-        wait_for(lambda: self.total("queued") == before + 1)
-        return s
-
-    def arrive(self, name: str, sla: str = "") -> None:
-        """Send it, and see it arrive at a server."""
-        self.send(name, sla)
-        wait_for(lambda: name in self.servers.names)
-
-    def finish(self, *names: str) -> None:
-        """Let these be answered, and see that they are."""
-        self.servers.answer(*names)
-        for name in names:
-            assert read_message(self.clients[name], b"ok").startswith(b"HTTP/1.1 200"), name
-
-
 BUILDS = {"asan": ASAN_UBSAN, "tsan": TSAN}
 
 
@@ -155,10 +53,6 @@ def start_bench(start_origin, start_balancer, service, io) -> Iterator[Callable[
             gate.set()
         for client in bench.clients.values():
             client.close()
-
-
-def flat(value: float) -> np.ndarray:
-    return np.full(len(N), value, dtype=np.float32)
 
 
 def test_a_flow_waits_for_the_cheap_server_although_a_dear_one_is_idle(start_bench):
@@ -215,14 +109,18 @@ def test_queues_of_several_workers_count_as_one(start_bench):
     bench.direct(np.where(N < 2, 1.5, 6).astype(np.float32))
     bench.taken()
     bench.arrive("a")
-    for name in "bcde":  # who of them takes the dear server is estimated, that one does is certain
+    for asked, name in enumerate(
+        "bcde", start=2
+    ):  # who of them takes the dear server is estimated, that one does is certain
         bench.send(name)
-    wait_for(lambda: bench.total("queued") == 3 and len(bench.servers.seen) == 2)
+        wait_for(lambda asked=asked: bench.total("queued") + len(bench.servers.seen) == asked)
+    wait_for(lambda: len(bench.servers.seen) >= 2)
     server, name = bench.servers.seen[1]
     assert server == 1
-    bench.servers.answer(name)
-    wait_for(lambda: bench.total("queued") == 2 and len(bench.servers.seen) == 3)
-    assert bench.servers.seen[2][0] == 1
+    if bench.total("queued") == 3:  # two workers that looked at the same moment may both have sent one
+        bench.servers.answer(name)
+        wait_for(lambda: bench.total("queued") == 2 and len(bench.servers.seen) == 3)
+        assert bench.servers.seen[2][0] == 1
     bench.servers.answer(*"abcde")
     bench.finish(*"abcde")
 

@@ -17,10 +17,7 @@ SECOND = 1_000_000_000
 
 
 def outcomes(service) -> dict[str, int]:
-    deadline = time.monotonic() + 15
-    while service.in_flight() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert service.in_flight() == 0
+    service.settle()
     return {name: int(n) for name, n in zip(OUTCOMES, service.segment.read_stats()[0]["outcomes"], strict=True) if n}
 
 

@@ -35,13 +35,6 @@ def outcomes(service, slot: int) -> dict[str, int]:
     return {name: int(n) for name, n in zip(OUTCOMES, stats["outcomes"], strict=True) if n}
 
 
-def settle(service) -> None:
-    deadline = time.monotonic() + 15
-    while service.in_flight() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert service.in_flight() == 0
-
-
 @pytest.mark.parametrize("mode", ["http", "tcp"])
 def test_a_refused_connection_goes_to_the_next_server(start_origin, start_balancer, service, io, mode):
     origin = start_origin(answer())
@@ -51,7 +44,7 @@ def test_a_refused_connection_goes_to_the_next_server(start_origin, start_balanc
         with balancer.connect() as s:
             s.sendall(POST)
             assert read_message(s, b"ok").startswith(b"HTTP/1.1 200 ")
-    settle(service)
+    service.settle()
     assert set(outcomes(service, 0)) <= {"connect_failed"}
 
 
@@ -63,7 +56,7 @@ def test_a_server_that_swallows_connections_is_left_after_timeout_connect(
     with full_listener() as port:
         service.publish([port, origin.port], timeout_connect_ns=SECOND // 4)
         balancer = start_balancer([0], io=io, mode=mode, SEGMENT=service.segment.name)
-        settle(service)  # whoever asked whether it is up has left
+        service.settle()
         longest, asked = 0.0, 0
         while longest < 0.2 and asked < 60:  # ties are broken at random
             begun = time.monotonic()
@@ -71,7 +64,7 @@ def test_a_server_that_swallows_connections_is_left_after_timeout_connect(
                 s.sendall(GET)
                 assert read_message(s, b"ok").startswith(b"HTTP/1.1 200 ")
             longest, asked = max(longest, time.monotonic() - begun), asked + 1
-        settle(service)
+        service.settle()
         assert outcomes(service, 0).get("connect_failed", 0) >= 1
         assert 0.2 < longest < 3
 
@@ -88,7 +81,7 @@ def test_a_failed_post_reaches_one_server_once_and_a_failed_get_two(start_origin
             assert read_message(s).startswith(b"HTTP/1.1 502 ")
         assert sum(len(origin.received) for origin in origins) == expected
         assert max(len(origin.received) for origin in origins) == 1, "twice on the same server"
-    settle(service)
+    service.settle()
 
 
 def test_a_budget_that_is_spent_denies_retries(start_origin, start_balancer, service, io):
@@ -130,7 +123,7 @@ def test_an_answer_that_dies_in_the_middle_never_looks_whole(start_origin, start
     announced = b"content-length" in data.lower() or b"chunked" in data.lower()
     assert reset or announced, "an orderly end of a body that lasts until the end"
     assert not data.endswith(b"0\r\n\r\n")
-    settle(service)
+    service.settle()
     assert outcomes(service, 0) == {"server_abort": 1}
     assert chr(service.segment.read_records(0).records[0]["termination"]) == "S"
 
@@ -142,7 +135,7 @@ def test_a_server_that_hangs_is_timed_out_and_its_time_is_counted(start_origin, 
     with balancer.connect() as s:
         s.sendall(GET)
         assert read_message(s).startswith(b"HTTP/1.1 504 ")
-    settle(service)
+    service.settle()
     assert outcomes(service, 0) == {"server_timeout": 1}
     assert int(service.segment.read_stats()[0]["found_fct_ns"].sum()) >= SECOND // 3
 
@@ -154,6 +147,6 @@ def test_a_server_s_own_503_passes_and_counts_against_it(start_origin, start_bal
     with balancer.connect() as s:
         s.sendall(GET)
         assert read_message(s, b"mine").endswith(b"mine")
-    settle(service)
+    service.settle()
     assert outcomes(service, 0) == {"server_5xx": 1}
     assert int(service.worker()["answered_here"]) == 0
