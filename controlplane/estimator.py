@@ -7,6 +7,11 @@ Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at
                        it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k >= q
      k                 the likeliest from there on, of completions with rate min(n, k)/s, up to the q beyond which the
                        data say clearly that it is not: cap·s is below what k = q + 1 would make of it
+Flows that share the cores of a server slow each other down from the first on, and s, which counts that in, makes too
+many workers of it. They are known by two signs together: the completions are likelier by far with fewer, faster
+workers, and those who found so many did take longer. Then k and s are the likeliest by the completions alone, which is
+exact for sharing whatever the distribution (Kelly, Reversibility and Stochastic Networks, 1979).
+
 The first test assumes nothing of the service distribution (the likelihood alone would take deterministic k = 1 for 2),
 but stops early where samples are few; the likelihood then weighs what was seen at every n. Three things keep small
 samples from misleading:
@@ -40,6 +45,9 @@ CLEARLY = 2.0
 
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
+
+# Sharing: fitted workers over likeliest ones, log-likelihood ratio, and times of those who found the server in use.
+SHARED_WORKERS, SHARED_LIKELIER, SHARED_LONGER = 1.15, 8.0, 1.15
 
 # Seconds in which nothing can be measured.
 NO_TIME = 1e-9
@@ -136,6 +144,9 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion * regularity)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.
     s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
+    shared, k_shared, s_shared = _sharing(profile, top, k_at, s_raw, dispersion)
+    k_at = np.where(full & shared, k_shared, k_at)
+    s_raw = np.where(full & shared, s_shared, s_raw)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
     log_s = shrink(log_s, dispersion / np.maximum(samples, 1e-3), samples > 0) - prior
     k_raw = np.where(full, k_at, 1.0)
@@ -183,6 +194,35 @@ def _likeliest(
     judged = (rank >= least[:, None]) & (rank <= most[:, None])
     best = np.where(judged, np.nan_to_num(likelihood, nan=-np.inf), -np.inf).argmax(axis=1)
     return np.asarray(k[np.arange(len(s)), best])
+
+
+def _sharing(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) -> tuple[Bools, Floats, Floats]:
+    """Return whose flows share the cores, and the k and s that make its completions likeliest, (servers,) each."""
+    n = CURVE_N[:top]
+    completions, time = profile.completions[:, :top], profile.time[:, :top]
+    arrivals, found = profile.arrivals[:, :top], profile.found_fct[:, :top]
+    rows = np.arange(len(k))
+    ended = completions.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_n = np.log(np.maximum(n, 1.0))
+        # With k = n: completions · log min(m, k), and the flows at work, summed over m; the likeliest rate of a worker.
+        worth = _prefix_sums(completions * log_n) + _suffix_sums(completions) * log_n
+        work = _prefix_sums(time * n) + _suffix_sums(time) * n
+        rate = ended[:, None] / np.maximum(work, NO_TIME)
+        likelihood = np.where(n >= 1.0, worth + ended[:, None] * (np.log(np.maximum(rate, 1e-12)) - 1.0), -np.inf)
+        best = likelihood.argmax(axis=1)
+        at_work = np.minimum(n, k[:, None]) / s[:, None]
+        fitted = (completions * np.log(np.maximum(at_work, 1e-12)) - time * at_work).sum(axis=1)
+        free, used = n < n[best][:, None], (n >= n[best][:, None]) & (n < k[:, None])
+        longer = _mean(found, arrivals, used) > SHARED_LONGER * _mean(found, arrivals, free)
+    fewer = (best > 0) & (k > SHARED_WORKERS * n[best])
+    likelier = likelihood[rows, best] - fitted > SHARED_LIKELIER * dispersion
+    return fewer & likelier & longer, n[best], 1.0 / np.maximum(rate[rows, best], 1e-12)
+
+
+def _mean(total: Floats, count: Floats, at: Bools) -> Floats:
+    """Return Σ total / Σ count over the points at, (servers,); nan where nothing was counted."""
+    return np.asarray((total * at).sum(axis=1) / (count * at).sum(axis=1))
 
 
 def _suffix_sums(x: Floats) -> Floats:

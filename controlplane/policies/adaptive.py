@@ -5,7 +5,8 @@ Learns    s and k of every server (controlplane/estimator.py) from its occupancy
           detection
 Splits    the arrivals over the servers so that one more flow a second costs the same on each (controlplane/bids.py:
           split)
-Bids      Δ(n) for that share (bids.py: truthful); a server that fails more flows than the others adds what that
+Bids      Δ(n) for that share (bids.py: truthful), in the form that a rehearsal in the simulator finds best on this farm
+          at this load (controlplane/rehearsal.py); a server that fails more flows than the others adds what that
           costs, and one that has not been seen for long bids less for its first flow, the more so the longer: it is
           probed, not starved
 Holds     where the service's reserve is `learned`: flows wait for a server that is worth it (controlplane/reserve.py)
@@ -19,14 +20,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from controlplane.bids import split, truthful
+from controlplane.bids import split
 from controlplane.estimator import Fit
 from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Directive, Floats, Observation
+from controlplane.rehearsal import Rehearsal, bids
 from controlplane.reserve import SLA_RESERVE, LateBinding
 from controlplane.shared_view import SharedView
 
-# A failed flow costs its client as much as this many mean completion times.
+# A failed flow costs its client as much as this many flows cost that are the first on a server.
 FAILURE_COST = 10.0
 # The bid of a server for its first flow falls to 0 over so many seconds, or so many of its own completion times if that
 # is longer, in which it ends none, once so many flows for each server went elsewhere.
@@ -44,6 +46,7 @@ class Adaptive:
         self.learner = Learner()
         self.late = LateBinding()
         self.shared = SharedView()
+        self.rehearsal = Rehearsal()
 
     def decide(self, observation: Observation) -> Directive:
         o = observation
@@ -56,13 +59,15 @@ class Adaptive:
             view = self.shared.decide(o, self.learner)
             curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None] if view is None else view.curves
         else:
-            curves = truthful(lam, fit.mu, fit.k)
-        typical = float(np.median(fit.s[may])) if may.any() else 1.0
+            form = self.rehearsal.form(o, lam[may], fit.mu[may], fit.k[may])
+            curves = bids(form, lam, fit.mu, fit.k)
         late = None
         if o.reserve == "learned":
             late = self.late.decide(o, self.learner, fit, failing)
         if late is not None:
             curves = late.curves
+        # Under load bids are many times the service times, and failing at once must not look cheap beside them.
+        typical = float(np.median(np.maximum(fit.s[may], curves[may, 0]))) if may.any() else 1.0
         curves = curves + (FAILURE_COST * typical * failing)[:, None]
         curves[:, 0] *= self._probing(fit, failing)
         # Capacity that fails its flows is none.

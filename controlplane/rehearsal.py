@@ -1,0 +1,175 @@
+"""Which form of the truthful bids is best on this farm: tried in the simulator, on the servers and the load as they are
+now known.
+
+The truthful bid is exact for a server that gets its share of the arrivals whatever the others do. Under the auction it
+gets more while it is free and none while it is dear, so what the bid charges for the flows to come is right on the
+whole and wrong in places: it decides from which queue length on a fast server is dearer than an idle slow one, and one
+flow more or less there is worth up to a sixth of the mean. No closed form is best everywhere; which is, a simulator
+tells in milliseconds.
+
+Form      (θ, c): Δ(n) for θ times the share, less (1 − c) times the first bid. (1, 1) is the truthful bid; for one
+          worker a form is (n + c)/(μ − θλ)
+Round     every form meets the same arrivals and demands, one form a decision, so that no decision is late
+Evidence  log(mean) + TAIL·log(p99) by form, of the last ROUNDS rounds at this load and this farm; another form is
+          taken where its advantage is above what chance gives
+Source    rollout of heuristics on a model: Bertsekas, Castanon, "Rollout algorithms for stochastic scheduling
+          problems", J. Heuristics 5, 1999
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from controlplane.bids import UTILISATION_MAX, truthful
+from controlplane.policy import Directive, Floats, Observation
+from dataplane.simulator import Exponential, Poisson, Server, Simulation, World
+
+# (θ, c). The first holds where nothing is known.
+FORMS = ((1.0, 1.0), (0.8, 1.0), (0.8, 0.5), (0.8, 0.25), (1.0, 0.75), (0.5, 0.25))
+# Flows of one trial; its first tenth does not count.
+FLOWS = 20_000
+# A larger farm is tried on so many of its servers, evenly chosen by capacity.
+SERVERS = 64
+# What the 99th percentile counts beside the mean, by objective.
+TAIL = {"mean": 0.05, "tail": 1.0}
+# Rounds that count, and the seconds from one to the next while there are few, and when there are enough.
+ROUNDS, FEW, SOON, LATER = 16, 4, 2.0, 10.0
+# Least advantage that is worth a change, and the deviation of a round's that is assumed beside what is seen.
+ADVANTAGE, DEVIATION = 0.002, 0.02
+# Loads this close together share their evidence; below the least there is nothing to choose.
+LOAD_STEP, LOAD_LEAST = 0.05, 0.2
+# Mean change of log capacity, weighted by capacity, that makes another farm.
+OTHER_FARM = 0.1
+# A form so far behind the best is not tried again on this farm at this load.
+HOPELESS = 0.03
+
+
+def bids(form: tuple[float, float], lam: Floats, mu: Floats, k: Floats) -> Floats:
+    """Return the bid curves of a form, (servers, CURVE_POINTS) seconds, not falling, above 0."""
+    theta, c = form
+    curves = truthful(theta * lam, mu, k)
+    return np.asarray(curves - (1.0 - c) * curves[:, :1])
+
+
+class _Fixed:
+    name = "fixed"
+
+    def __init__(self, directive: Directive) -> None:
+        self.directive = directive
+
+    def decide(self, _: Observation) -> Directive:
+        return self.directive
+
+
+class Rehearsal:
+    """Call `form` at every decision; it tries one form of a round now and then, and says which holds."""
+
+    def __init__(self) -> None:
+        self.chosen = 0
+        self.rounds = 0  # so far, and the seed of the present one
+        self._farm: Floats | None = None  # log capacities for which the evidence holds
+        self._evidence: dict[int, deque[Floats]] = {}
+        self._choice: dict[int, int] = {}
+        self._next = 0.0
+        self._trial: _Trial | None = None
+
+    def form(self, o: Observation, lam: Floats, mu: Floats, k: Floats) -> tuple[float, float]:
+        """Return (θ, c) for servers that take flows, each with its share lam; all (servers,), of o.active alone."""
+        capacity = mu * k
+        load = float(lam.sum()) / max(float(capacity.sum()), 1e-300)
+        if len(mu) < 2 or not LOAD_LEAST <= load < UTILISATION_MAX:
+            return FORMS[0]
+        self._match(capacity)
+        at = round(load / LOAD_STEP)
+        self._rehearse(o, at, lam, mu, k)
+        self.chosen = self._choice_at(at)
+        return FORMS[self.chosen]
+
+    def _match(self, capacity: Floats) -> None:
+        """Forget what was found on another farm; what was chosen there holds until something better is found."""
+        farm, share = np.log(capacity), capacity / capacity.sum()
+        if self._farm is None or len(farm) != len(self._farm) or float(share @ np.abs(farm - self._farm)) > OTHER_FARM:
+            self._farm = farm
+            self._evidence.clear()
+            self._trial = None
+
+    def _choice_at(self, at: int) -> int:
+        """Return what was chosen at this load, or at the nearest one."""
+        nearest = min(self._choice, key=lambda other: abs(other - at), default=at)
+        return self._choice.get(nearest, 0)
+
+    def _rehearse(self, o: Observation, at: int, lam: Floats, mu: Floats, k: Floats) -> None:
+        if self._trial is None or self._trial.at != at:
+            if o.now < self._next and at in self._evidence:
+                return
+            self.rounds += 1
+            self._trial = _Trial(at, self._hopeful(at), self.rounds, lam, mu, k)
+        trial = self._trial
+        trial.step(TAIL.get(o.objective, TAIL["mean"]))
+        if not trial.forms:
+            self._trial = None
+            evidence = self._evidence.setdefault(at, deque(maxlen=ROUNDS))
+            evidence.append(trial.scores)
+            self._choice[at] = _better(_filled(np.array(evidence)), self._choice_at(at))
+            self._next = o.now + (SOON if len(evidence) < FEW else LATER)
+
+    def _hopeful(self, at: int) -> list[int]:
+        """Return the forms to try."""
+        evidence = self._evidence.get(at, ())
+        if len(evidence) < 2:
+            return list(range(len(FORMS)))
+        mean = _filled(np.array(evidence)).mean(axis=0)
+        return [int(i) for i in np.flatnonzero((mean < mean.min() + HOPELESS) | (np.arange(len(FORMS)) == self.chosen))]
+
+
+def _filled(scores: Floats) -> Floats:
+    """Return scores (rounds, forms) in which a form that was not tried is as far behind the best as it was before."""
+    found = scores.copy()
+    for row in range(1, len(found)):
+        gap, best = np.isnan(found[row]), np.nanmin(found[row])
+        found[row, gap] = best + (found[:row].mean(axis=0) - found[:row].mean(axis=0).min())[gap]
+    return found
+
+
+def _better(scores: Floats, chosen: int) -> int:
+    """Return the form to take by scores (rounds, forms): the present one unless the best is better beyond chance."""
+    rounds = len(scores)
+    gain = scores[:, chosen, None] - scores
+    mean = gain.mean(axis=0)
+    spread = ((gain - mean) ** 2).sum(axis=0)
+    error = np.sqrt((spread + DEVIATION**2) / rounds / rounds)
+    best = int(np.argmax(mean))
+    return best if mean[best] > max(ADVANTAGE, 2.0 * float(error[best])) else chosen
+
+
+class _Trial:
+    """One round: the farm as it was when it began, and what the forms made of it so far."""
+
+    def __init__(self, at: int, forms: list[int], seed: int, lam: Floats, mu: Floats, k: Floats) -> None:
+        self.at, self.forms, self.scores = at, forms, np.full(len(FORMS), np.nan)
+        capacity = mu * k
+        if len(mu) > SERVERS:
+            some = np.argsort(capacity)[np.linspace(0, len(mu) - 1, SERVERS).astype(np.intp)]
+            lam, mu, k, capacity = lam[some], mu[some], k[some], capacity[some]
+        self.lam, self.mu, self.k, self.capacity = lam, mu, k, capacity
+        workers = np.maximum(np.rint(k), 1.0)
+        mean = float(1.0 / np.median(mu))
+        rate = float(lam.sum())
+        self.world = World(
+            [Server(speed=float(s), workers=int(w)) for s, w in zip(capacity / workers * mean, workers, strict=True)],
+            Poisson(rate),
+            Exponential(mean),
+            seed=seed,
+            flows=FLOWS,
+            warmup=0.1 * FLOWS / rate,
+        )
+
+    def step(self, tail: float) -> None:
+        """Try the next form."""
+        form = self.forms.pop(0)
+        curves = bids(FORMS[form], self.lam, self.mu, self.k)
+        directive = Directive(rule="bids", weights=self.capacity, curves=curves)
+        fct = Simulation(self.world).run(_Fixed(directive), interval=1e6).fct
+        self.scores[form] = np.log(fct.mean()) + tail * np.log(np.quantile(fct, 0.99))
