@@ -194,11 +194,15 @@ int main(int argc, char **argv)
         return threads((unsigned)atoi(argv[2]));
     signal(SIGTERM, on_term);
     void *base = attach(argv[2]);
+    const int writes = strcmp(argv[1], "write") == 0;
+    uint64_t k = segment_published(base, header.off_settings);
+    if (writes && k == 0)                   /* whoever reads from "ready" on finds something */
+        publish(base, ++k);
     puts("ready");
     fflush(stdout);
-    if (strcmp(argv[1], "write") == 0) {
-        for (uint64_t k = segment_published(base, header.off_settings) + 1; !stopped(); k++)
-            publish(base, k);
+    if (writes) {
+        while (!stopped())
+            publish(base, ++k);
         return 0;
     }
     uint64_t reads = 0, tries = 0;

@@ -115,7 +115,7 @@ def test_a_limit_that_is_lowered_lets_nobody_in_until_enough_have_left(start_ori
 def test_a_keep_alive_timeout_does_not_cut_an_answer_that_is_being_read_slowly(
     start_origin, start_balancer, service, io
 ):
-    sizes = [n * 25_000 for n in range(40, 200)]  # some of them end in the balancer's own queue
+    sizes = [n * 25_000 for n in range(40, 200, 2)]  # some of them end in the balancer's own queue
 
     def handle(connection, origin):
         while head := origin.request(connection):
@@ -123,7 +123,8 @@ def test_a_keep_alive_timeout_does_not_cut_an_answer_that_is_being_read_slowly(
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
 
     origin = start_origin(handle)
-    service.publish([origin.port], timeout_http_keep_alive_ns=SECOND // 4)
+    others = {"timeout_client_ns": 600 * SECOND, "timeout_server_ns": 600 * SECOND}  # on a busy machine it takes long
+    service.publish([origin.port], timeout_http_keep_alive_ns=SECOND // 4, **others)
     balancer = start_balancer([0], io=io, SEGMENT=service.segment.name)
     slow = []
     for size in sizes:
@@ -134,6 +135,6 @@ def test_a_keep_alive_timeout_does_not_cut_an_answer_that_is_being_read_slowly(
         slow.append(s)
     time.sleep(1)
     for s, size in zip(slow, sizes, strict=True):
-        s.settimeout(5)
+        s.settimeout(60)
         assert read_all(s).count(b"x") == size
         s.close()

@@ -213,7 +213,7 @@ def test_every_request_may_have_its_own_connection():
 
 def test_abort_ends_a_run_at_once():
     async def body() -> tuple[Result, float]:
-        backend = Backend(Spec(demand="fixed:5000"))
+        backend = Backend(Spec(demand="fixed:60000"))
         await backend.start()
         generator = Generator(Target("127.0.0.1", backend.port), evenly(1000, 0.01))
         asyncio.get_running_loop().call_later(0.3, generator.abort)
@@ -225,7 +225,7 @@ def test_abort_ends_a_run_at_once():
         return result, took
 
     result, took = clock.run(body())
-    assert took < 3
+    assert took < 30  # of the 60 s that an answer would take
     assert set(result.records["error"].tolist()) == {ABORTED}
     assert np.isnan(result.records["sent_s"][-1])
 
