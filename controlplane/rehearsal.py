@@ -34,8 +34,8 @@ FLOWS = 20_000
 SERVERS = 64
 # What the 99th percentile counts beside the mean, by objective.
 TAIL = {"mean": 0.05, "tail": 1.0}
-# Rounds that count, and the seconds from one to the next while there are few, and when there are enough.
-ROUNDS, FEW, SOON, LATER = 16, 4, 2.0, 10.0
+# Rounds that count, those that follow each other at once, and the seconds from one to the next after that.
+ROUNDS, FEW, LATER = 16, 4, 10.0
 # Least advantage that is worth a change, and the deviation of a round's that is assumed beside what is seen.
 ADVANTAGE, DEVIATION = 0.002, 0.02
 # Loads this close together share their evidence; below the least there is nothing to choose.
@@ -113,7 +113,7 @@ class Rehearsal:
             evidence = self._evidence.setdefault(at, deque(maxlen=ROUNDS))
             evidence.append(trial.scores)
             self._choice[at] = _better(_filled(np.array(evidence)), self._choice_at(at))
-            self._next = o.now + (SOON if len(evidence) < FEW else LATER)
+            self._next = o.now if len(evidence) < FEW else o.now + LATER
 
     def _hopeful(self, at: int) -> list[int]:
         """Return the forms to try."""

@@ -94,7 +94,7 @@ class SharedView:
         if o.read_records is not None:
             records = o.read_records()
             self._take(o, records, whole=len(records) >= RECORDS_WHOLE * self._newly_closed(o) - 4.0)
-        if self.seen < ENOUGH * o.n_servers or self.disorder > DISORDER or self._parallel():
+        if self.seen < ENOUGH * o.n_servers or self.parallel:
             return None
         return self._view(o, learner.arrival_rate)
 
@@ -185,7 +185,12 @@ class SharedView:
         self._ordered = self._ordered * keep + right
         self._disordered = self._disordered * keep + wrong
 
-    def _parallel(self) -> bool:
+    @property
+    def parallel(self) -> bool:
+        """Return whether servers work on flows side by side."""
+        return self.disorder > DISORDER or self._alike()
+
+    def _alike(self) -> bool:
         """Return whether servers seem to work on flows side by side, though they keep their order: demands much alike.
 
         A flow that comes when another of one's own is there then does not wait for it, or it ends as much later as it

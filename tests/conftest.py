@@ -1,7 +1,7 @@
 """What holds for all tests: those that run real processes are asked twice before they count as failed.
 
-They meet a machine that others use: a scheduler that is late by seconds fails one in some thousands. A second failure counts, and
-each first one is in the summary (RERUN), so that a test that needs it often is seen, and mended.
+They meet a machine that others use: a scheduler that is late by seconds fails one in some thousands. A second failure
+counts, and each first one is in the summary (RERUN), so that a test that needs it often is seen, and mended.
 """
 
 from pathlib import Path

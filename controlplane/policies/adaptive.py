@@ -11,7 +11,8 @@ Bids      Δ(n) for that share (bids.py: truthful), in the form that a rehearsal
           probed, not starved
 Holds     where the service's reserve is `learned`: flows wait for a server that is worth it (controlplane/reserve.py)
 Balancers that share the servers (K > 1) see a part of the flows: what they wait for the others' is learned from the own
-          (controlplane/shared_view.py); (K·n + c)/ŵ where that cannot be told
+          (controlplane/shared_view.py); where that cannot be told, two bid as if their own flows were all, and more
+          than two (K·n + c)/ŵ
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ FAILURE_COST = 10.0
 PROBE_SECONDS, PROBE_TIMES, PROBE_FLOWS = 60.0, 50.0, 20.0
 # objective: tail: how far the shares go towards equal utilisation: a longer mean, a shorter tail (docs/adaptive.md).
 TAIL_EVEN = 0.7
-# c of (K·n + c)/ŵ.
-SHARED_C = 0.5
+# c of (K·n + c)/ŵ; and where servers work on several flows at once, so that the next one need not wait.
+SHARED_C, SHARED_C_PARALLEL = 0.5, 1.0
 
 
 class Adaptive:
@@ -54,11 +55,14 @@ class Adaptive:
         failing = self.learner.failing()
         may = o.active
         lam = self._shares(fit, may, failing, o.objective)
-        view = None
-        if o.balancers > 1:
-            view = self.shared.decide(o, self.learner)
-            curves = (o.balancers * CURVE_N + SHARED_C) / fit.capacity[:, None] if view is None else view.curves
+        view = self.shared.decide(o, self.learner) if o.balancers > 1 else None
+        if view is not None:
+            curves = view.curves
+        elif o.balancers > 2:
+            c = SHARED_C_PARALLEL if self.shared.parallel else SHARED_C
+            curves = (o.balancers * CURVE_N + c) / fit.capacity[:, None]
         else:
+            # To one of two balancers a server of some workers looks much like one of half of them.
             form = self.rehearsal.form(o, lam[may], fit.mu[may], fit.k[may])
             curves = bids(form, lam, fit.mu, fit.k)
         late = None

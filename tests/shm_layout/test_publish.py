@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,22 @@ def settings(version: int) -> SettingsData:
     return SettingsData(version=version)
 
 
+RUNNING: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    yield
+    while RUNNING:
+        with RUNNING.pop() as process:
+            process.kill()
+
+
 def start(program: Path, mode: str, segment: Segment) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [str(program), mode, segment.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    RUNNING.append(process)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
