@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := VICKREY_EDITABLE=1 $(PY) -m pip install -q --disable-pip-version-check
+PIP    := VICKREY_EDITABLE=1 PYTHONWARNINGS='ignore:Editable installation' $(PY) -m pip install -q --disable-pip-version-check
 C_SRC  := $(shell find shm_layout dataplane -name '*.[ch]' -not -name '_*' 2>/dev/null) shm_layout/build_ffi.py dataplane/build_ffi.py
 
 # What a fresh Debian lacks, and what the tests run against.

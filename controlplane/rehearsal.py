@@ -19,17 +19,20 @@ Source    rollout of heuristics on a model: Bertsekas, Castanon, "Rollout algori
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
 from controlplane.bids import UTILISATION_MAX, truthful
 from controlplane.policy import Directive, Floats, Observation
-from dataplane.simulator import Exponential, Poisson, Server, Simulation, World
+from dataplane.simulator import Exponential, Poisson, Server, Simulation, SimulationError, World
 
 # (θ, c). The first holds where nothing is known.
 FORMS = ((1.0, 1.0), (0.8, 1.0), (0.8, 0.5), (0.8, 0.25), (1.0, 0.75), (0.5, 0.25))
 # Flows of one trial; its first tenth does not count.
 FLOWS = 20_000
+# A server is taken for so many times as fast or slow as the median one at most.
+SPEEDS = 1e3
 # A larger farm is tried on so many of its servers, evenly chosen by capacity.
 SERVERS = 64
 # What the 99th percentile counts beside the mean, by objective.
@@ -101,18 +104,22 @@ class Rehearsal:
         return self._choice.get(nearest, 0)
 
     def _rehearse(self, o: Observation, at: int, lam: Floats, mu: Floats, k: Floats) -> None:
-        if self._trial is None or self._trial.at != at:
+        if self._trial is None:
             if o.now < self._next and at in self._evidence:
                 return
             self.rounds += 1
             self._trial = _Trial(at, self._hopeful(at), self.rounds, lam, mu, k)
         trial = self._trial
-        trial.step(TAIL.get(o.objective, TAIL["mean"]))
+        try:
+            trial.step(TAIL.get(o.objective, TAIL["mean"]))
+        except SimulationError:  # rates beyond what can be simulated: what holds goes on
+            self._trial, self._next = None, o.now + LATER
+            return
         if not trial.forms:
             self._trial = None
-            evidence = self._evidence.setdefault(at, deque(maxlen=ROUNDS))
-            evidence.append(trial.scores)
-            self._choice[at] = _better(_filled(np.array(evidence)), self._choice_at(at))
+            evidence = self._evidence.setdefault(trial.at, deque(maxlen=ROUNDS))
+            evidence.append(_filled(trial.scores, evidence))
+            self._choice[trial.at] = _better(np.array(evidence), self._choice_at(trial.at))
             self._next = o.now if len(evidence) < FEW else o.now + LATER
 
     def _hopeful(self, at: int) -> list[int]:
@@ -120,17 +127,17 @@ class Rehearsal:
         evidence = self._evidence.get(at, ())
         if len(evidence) < 2:
             return list(range(len(FORMS)))
-        mean = _filled(np.array(evidence)).mean(axis=0)
+        mean = np.mean(evidence, axis=0)
         return [int(i) for i in np.flatnonzero((mean < mean.min() + HOPELESS) | (np.arange(len(FORMS)) == self.chosen))]
 
 
-def _filled(scores: Floats) -> Floats:
-    """Return scores (rounds, forms) in which a form that was not tried is as far behind the best as it was before."""
-    found = scores.copy()
-    for row in range(1, len(found)):
-        gap, best = np.isnan(found[row]), np.nanmin(found[row])
-        found[row, gap] = best + (found[:row].mean(axis=0) - found[:row].mean(axis=0).min())[gap]
-    return found
+def _filled(scores: Floats, before: Iterable[Floats]) -> Floats:
+    """Return scores (forms,) in which a form that was not tried is as far behind the best as it was before."""
+    missing = np.isnan(scores)
+    if not missing.any():
+        return scores
+    mean = np.mean(list(before), axis=0)
+    return np.where(missing, np.nanmin(scores) + mean - mean.min(), scores)
 
 
 def _better(scores: Floats, chosen: int) -> int:
@@ -149,18 +156,20 @@ class _Trial:
 
     def __init__(self, at: int, forms: list[int], seed: int, lam: Floats, mu: Floats, k: Floats) -> None:
         self.at, self.forms, self.scores = at, forms, np.full(len(FORMS), np.nan)
-        capacity = mu * k
         if len(mu) > SERVERS:
-            some = np.argsort(capacity)[np.linspace(0, len(mu) - 1, SERVERS).astype(np.intp)]
-            lam, mu, k, capacity = lam[some], mu[some], k[some], capacity[some]
-        self.lam, self.mu, self.k, self.capacity = lam, mu, k, capacity
+            some = np.argsort(mu * k)[np.linspace(0, len(mu) - 1, SERVERS).astype(np.intp)]
+            lam, mu, k = lam[some], mu[some], k[some]
+        # Which form is best does not depend on the unit of time: the median service takes 1/100 of one.
+        unit = 100.0 / float(np.median(mu))
+        self.lam, self.mu, self.k = lam * unit, mu * unit, k
+        self.capacity = self.mu * k
         workers = np.maximum(np.rint(k), 1.0)
-        mean = float(1.0 / np.median(mu))
-        rate = float(lam.sum())
+        speeds = np.clip(self.capacity / workers / 100.0, 1.0 / SPEEDS, SPEEDS)
+        rate = float(self.lam.sum())
         self.world = World(
-            [Server(speed=float(s), workers=int(w)) for s, w in zip(capacity / workers * mean, workers, strict=True)],
+            [Server(speed=float(s), workers=int(w)) for s, w in zip(speeds, workers, strict=True)],
             Poisson(rate),
-            Exponential(mean),
+            Exponential(0.01),
             seed=seed,
             flows=FLOWS,
             warmup=0.1 * FLOWS / rate,

@@ -1,5 +1,6 @@
 """Forms of the truthful bid are tried in the simulator; which holds depends on the farm and its load."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,46 @@ def test_trials_become_rare_and_one_decision_has_one_at_most(monkeypatch):
         assert counts[-1] <= len(held)
     assert sum(counts[:15]) >= 4 * 2
     assert sum(counts[30:]) <= 3 * len(FORMS)
+
+
+@pytest.mark.parametrize(
+    ("mu", "k"),
+    [
+        ([1e-6, 1e-6], [1, 1]),
+        ([1e6, 1e-6], [1, 1]),
+        ([1e6, 1e6, 5], [1, 16384, 1]),
+        ([50, 200] * 200, [16384, 3] * 200),
+    ],
+)
+def test_any_farm_that_can_be_fitted_can_be_tried(mu, k):
+    """Rates at the ends of what the estimator gives: neither errors nor a trial that lasts."""
+    rehearsal, begun = Rehearsal(), time.monotonic()
+    rehearse(rehearsal, np.array(mu) / 50.0, k, 0.8, seconds=5.0)
+    assert rehearsal.rounds >= 4
+    assert time.monotonic() - begun < 30
+
+
+def test_a_load_between_two_steps_is_found_out_about_too():
+    """0.724 and 0.726 lie on both sides of one."""
+    rehearsal, held = Rehearsal(), []
+    for turn in range(100):
+        load = (0.724, 0.726)[turn % 2]
+        held += rehearse(rehearsal, [4] * 16 + [1] * 48, [1] * 64, load, seconds=INTERVAL, begin=turn * INTERVAL)
+    assert held[-1] == held[-2] != FORMS[0]
+    assert rehearsal.rounds < 20
+
+
+def test_after_many_rounds_forms_are_still_compared():
+    """The rounds in which all forms were tried have gone by then."""
+    rehearsal = Rehearsal()
+    rehearse(rehearsal, [4] * 4 + [1] * 12, [1] * 16, 0.7, seconds=4.0)
+    for round_ in range(30):
+        held = rehearse(rehearsal, [4] * 4 + [1] * 12, [1] * 16, 0.7, seconds=2.0, begin=100.0 + 20.0 * round_)
+    assert rehearsal.rounds > 30
+    assert held[-1] != FORMS[1]
+    (evidence,) = rehearsal._evidence.values()
+    assert np.isfinite(evidence).all()
+    assert np.ptp(evidence, axis=0).min() > 0  # every form has figures of its own rounds, or of these
 
 
 def test_what_was_found_on_another_farm_is_found_anew():
