@@ -12,6 +12,7 @@ from controlplane.learner import Learner
 from controlplane.policies.adaptive import Adaptive
 from dataplane.simulator import (
     BoundedPareto,
+    Crash,
     Deterministic,
     Exponential,
     Poisson,
@@ -97,6 +98,14 @@ def test_a_server_that_fails_fast_attracts_nothing():
         backends[2].fails = 0.0
         farm.run(100)
         assert farm.run(10)[2] > 0.1  # and comes back
+
+
+def test_dead_servers_under_high_load_are_dear_at_once():
+    """Two of ten refuse, and the rest work at 93 %: idle and quick to fail, they must not be the cheapest."""
+    events = [Crash(20.0, 8), Crash(20.0, 9)]
+    world = World([Server()] * 10, Poisson(740.0), Exponential(0.01), seed=1, flows=16_000, events=events, detect=1.0)
+    summary = Simulation(world).run(Adaptive()).summary()
+    assert summary.failed < 0.2 * 740  # of the second until they are detected
 
 
 def test_errors_of_all_servers_alike_change_nothing():

@@ -11,6 +11,7 @@ from controlplane.estimator import fit, shrink
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N
 from dataplane.simulator import (
+    BoundedPareto,
     Deterministic,
     Exponential,
     Lognormal,
@@ -55,6 +56,20 @@ def test_rates_and_workers_are_recovered(demand, workers, rho):
     for capacity in found:
         expected = np.full(4, workers / demand.mean)
         assert capacity / speeds == pytest.approx(expected, rel=0.15 if full else 0.3)
+
+
+@pytest.mark.parametrize("demand", [Exponential(0.02), Deterministic(0.02), BoundedPareto(0.02)])
+def test_flows_that_share_cores_are_not_taken_for_more_workers(demand):
+    """One core is one worker, four are four, though whoever shares takes longer from the first on."""
+    cores = np.array([1, 1, 1, 4, 4])
+    servers = [Server(speed=2.0 if c == 1 else 1.0, workers=int(c), service="sharing") for c in cores]
+    rate = 0.85 * (3 * 2.0 + 2 * 4.0) / 0.02
+    fits = []
+    for seed in range(2, 5):
+        policy = Kept()
+        Simulation(World(servers, Poisson(rate), demand, seed=seed, flows=40_000)).run(policy)
+        fits.append(policy.learner.fit.k)
+    assert np.median(fits, axis=0) == pytest.approx(cores, rel=0.3)
 
 
 def k_error(servers: list[Server], demand: Demand, rho: float, seconds: float, seed: int) -> float:
