@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from controlplane import registry
 from controlplane.bids import split, truthful
-from controlplane.policy import CURVE_N, ClassicParameters, Directive, Floats, Observation
+from controlplane.policy import CURVE_N, ClassicParameters, Directive, Fixed, Floats
 from controlplane.simulation.intervals import estimate
 from dataplane.simulator import Exponential, Poisson, Server, Simulation, World
 from dataplane.simulator.references import central_queue
@@ -36,18 +36,6 @@ SPEEDS = np.array([1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0])
 WORKERS, MEAN = 4, 0.04
 MU, K = SPEEDS / MEAN, np.full(len(SPEEDS), float(WORKERS))
 FAST, SLOW = slice(6, 8), slice(0, 4)
-
-
-class Fixed:
-    """A policy that decides the same always."""
-
-    name = "fixed"
-
-    def __init__(self, directive: Directive) -> None:
-        self.directive = directive
-
-    def decide(self, observation: Observation) -> Directive:
-        return self.directive
 
 
 class Lab:

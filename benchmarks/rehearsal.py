@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from controlplane.bids import split
 from controlplane.policies.adaptive import Adaptive
-from controlplane.policy import Directive, Floats, Observation
+from controlplane.policy import Directive, Fixed, Floats
 from controlplane.rehearsal import FORMS, bids
 from controlplane.simulation.intervals import relative
 from dataplane.simulator import Exponential, Poisson, Server, Simulation, World
@@ -38,16 +38,6 @@ FARMS: dict[str, tuple[list[int], list[int]]] = {  # speeds, workers
     "8 of four workers: 1, 1, 1, 1, 2, 2, 4, 4": ([1] * 4 + [2] * 2 + [4] * 2, [4] * 8),
 }
 LOADS = (0.5, 0.7, 0.8, 0.9, 0.95)
-
-
-class Fixed:
-    name = "fixed"
-
-    def __init__(self, directive: Directive) -> None:
-        self.directive = directive
-
-    def decide(self, _: Observation) -> Directive:
-        return self.directive
 
 
 class Truthful(Adaptive):

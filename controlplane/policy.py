@@ -171,3 +171,15 @@ class Policy(Protocol):
     def name(self) -> str: ...
 
     def decide(self, observation: Observation) -> Directive: ...
+
+
+class Fixed:
+    """A policy that decides the same always: for trials in the simulator."""
+
+    name = "fixed"
+
+    def __init__(self, directive: Directive) -> None:
+        self.directive = directive
+
+    def decide(self, _: Observation) -> Directive:
+        return self.directive

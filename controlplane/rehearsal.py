@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from controlplane.bids import UTILISATION_MAX, truthful
-from controlplane.policy import Directive, Floats, Observation
+from controlplane.policy import Directive, Fixed, Floats, Observation
 from dataplane.simulator import Exponential, Poisson, Server, Simulation, SimulationError, World
 
 # (θ, c). The first holds where nothing is known.
@@ -54,16 +54,6 @@ def bids(form: tuple[float, float], lam: Floats, mu: Floats, k: Floats) -> Float
     theta, c = form
     curves = truthful(theta * lam, mu, k)
     return np.asarray(curves - (1.0 - c) * curves[:, :1])
-
-
-class _Fixed:
-    name = "fixed"
-
-    def __init__(self, directive: Directive) -> None:
-        self.directive = directive
-
-    def decide(self, _: Observation) -> Directive:
-        return self.directive
 
 
 class Rehearsal:
@@ -180,5 +170,5 @@ class _Trial:
         form = self.forms.pop(0)
         curves = bids(FORMS[form], self.lam, self.mu, self.k)
         directive = Directive(rule="bids", weights=self.capacity, curves=curves)
-        fct = Simulation(self.world).run(_Fixed(directive), interval=1e6).fct
+        fct = Simulation(self.world).run(Fixed(directive), interval=1e6).fct
         self.scores[form] = np.log(fct.mean()) + tail * np.log(np.quantile(fct, 0.99))

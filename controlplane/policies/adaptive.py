@@ -56,7 +56,10 @@ class Adaptive:
         may = o.active
         lam = self._shares(fit, may, failing, o.objective)
         view = self.shared.decide(o, self.learner) if o.balancers > 1 else None
-        if view is not None:
+        late = self.late.decide(o, self.learner, fit, failing) if o.reserve == "learned" else None
+        if late is not None:
+            curves = late.curves
+        elif view is not None:
             curves = view.curves
         elif o.balancers > 2:
             c = SHARED_C_PARALLEL if self.shared.parallel else SHARED_C
@@ -65,11 +68,6 @@ class Adaptive:
             # To one of two balancers a server of some workers looks much like one of half of them.
             form = self.rehearsal.form(o, lam[may], fit.mu[may], fit.k[may])
             curves = bids(form, lam, fit.mu, fit.k)
-        late = None
-        if o.reserve == "learned":
-            late = self.late.decide(o, self.learner, fit, failing)
-        if late is not None:
-            curves = late.curves
         # Under load bids are many times the service times, and failing at once must not look cheap beside them.
         typical = float(np.median(np.maximum(fit.s[may], curves[may, 0]))) if may.any() else 1.0
         curves = curves + (FAILURE_COST * typical * failing)[:, None]

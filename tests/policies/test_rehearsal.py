@@ -167,3 +167,19 @@ def test_told_nothing_it_is_better_than_the_truthful_form_alone(monkeypatch):
         )
         means.append(Simulation(world).run(Adaptive()).fct.mean())
     assert means[0] < 0.96 * means[1]
+
+
+def test_what_late_binding_decides_is_not_rehearsed():
+    rounds = {}
+
+    class Kept(Adaptive):
+        def decide(self, o):
+            directive = super().decide(o)
+            rounds[o.reserve] = self.rehearsal.rounds
+            return directive
+
+    servers = [Server(speed=s) for s in (1, 1, 2, 4)]
+    for reserve in ("learned", "off"):
+        world = World(servers, Poisson(320.0), Exponential(0.02), seed=3, flows=9_000, rings=True)
+        Simulation(world, ring_slots=8192).run(Kept(), reserve=reserve)
+    assert rounds["learned"] < rounds["off"]

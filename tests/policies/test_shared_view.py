@@ -230,3 +230,20 @@ def test_bids_are_finite_and_never_fall_whatever_the_records_say(n, flows, seed,
             assert (found.curves >= 0.0).all()
             assert (np.diff(found.curves, axis=1) >= 0.0).all()
             assert 0.0 <= found.utilisation <= 1.0
+
+
+def test_more_than_two_before_servers_of_several_workers_take_idle_ones_for_less_alike():
+    """(K·n + 1)/ŵ once own flows overtake each other, (K·n + ½)/ŵ before."""
+    seen = []
+
+    class Kept(Adaptive):
+        def decide(self, o):
+            directive = super().decide(o)
+            seen.append((self.shared.parallel, directive.curves[:, 0] * self.learner.fit.capacity))
+            return directive
+
+    run(Kept(), world(speeds=(1.0, 1.0, 2.0, 4.0), workers=4, load=0.85))
+    assert seen[0][0] is False
+    assert seen[-1][0]
+    np.testing.assert_allclose(seen[1][1], 0.5)
+    np.testing.assert_allclose(seen[-1][1], 1.0)
