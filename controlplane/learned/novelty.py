@@ -2,7 +2,8 @@
 
     column   how far its value lies beyond the 1 … 99 % range of training, in widths of that range, at most 1; of
              columns that each server has, the mean over the servers
-    count    of servers and of balancers: the logarithm of the ratio to the trained range's end
+    count    of servers and of balancers: the logarithm of the ratio to the trained range's end; one balancer, which
+             sees all flows, where training had none such, and several where it had but one, are all strange
     score    the greatest of these, smoothed over SMOOTH seconds: a policy is as lost as by its strangest input
 
 Single values beyond the range are nothing strange: 2 % were in training too, which is why columns are averaged over
@@ -63,12 +64,19 @@ class Novelty:
         whole = _beyond(inputs.whole[0], *self._whole)
         whole[list(_COUNTS)] = (
             _ratio(servers, self.ranges.servers, SERVERS_STRANGE),
-            _ratio(balancers, self.ranges.balancers, BALANCERS_STRANGE),
+            self._balancers(balancers),
         )
         both = np.concatenate([rows, whole])
         worst = int(both.argmax())
         self.strangest = (*SERVER_COLUMNS, *GLOBAL_COLUMNS)[worst] if both[worst] > 0 else ""
         return float(both[worst])
+
+    def _balancers(self, number: int) -> float:
+        """Return how strange so many are. One alone sees every flow, of several each a part: another problem."""
+        least, most = self.ranges.balancers
+        if (number == 1 and least > 1) or (number > 1 and most == 1):
+            return 1.0
+        return _ratio(number, self.ranges.balancers, BALANCERS_STRANGE)
 
 
 def blend_of(score: float) -> float:

@@ -76,6 +76,18 @@ def test_outputs_of_zero_are_the_base_policy_to_the_bit(tmp_path: Path, base: An
     assert ours.records.tobytes() == alone.records.tobytes(), "every flow went where it would have gone"
 
 
+def test_a_policy_for_several_balancers_leaves_one_alone_to_the_bit(tmp_path: Path) -> None:
+    """One balancer sees every flow: what was learned from parts of them says nothing there."""
+    file = save(tmp_path / "p.safetensors", random(scale=2.0), ranges=ranges(balancers=(2, 8)))
+    policy = learned(file)
+    _, ours = run(policy, farm())
+    assert (policy.novelty, policy.blend, policy.strangest) == (1.0, 0.0, "balancers")
+    assert ours.records.tobytes() == run("adaptive", farm())[1].records.tobytes()
+    two = farm(seconds=3.0, balancers=2)
+    mine, theirs = (Simulation(two).run(which, interval=0.1) for which in (learned(file), registry.create("adaptive")))
+    assert mine.records.tobytes() != theirs.records.tobytes(), "with several it acts"
+
+
 def test_a_policy_that_fades_out_altogether_is_the_base_policy_to_the_bit(tmp_path: Path) -> None:
     strange = ranges(Range(50.0, 0.1, 49.9, 50.1))
     file = save(tmp_path / "p.safetensors", random(scale=2.0), ranges=strange)

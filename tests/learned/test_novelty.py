@@ -93,6 +93,16 @@ def test_more_servers_and_balancers_than_trained_count_by_their_ratio() -> None:
     assert score(inputs(8), balancers=16) == 1.0
 
 
+def test_one_balancer_and_several_are_strange_to_each_other() -> None:
+    several = ranges(UNIT, (4, 16), (2, 8))
+    assert score(inputs(), balancers=1, trained=several) == 1.0
+    assert score(inputs(), balancers=2, trained=several) == 0.0
+    assert score(inputs(), balancers=16, trained=several) == pytest.approx(0.5)
+    alone = ranges(UNIT, (4, 16), (1, 1))
+    assert score(inputs(), balancers=1, trained=alone) == 0.0
+    assert score(inputs(), balancers=2, trained=alone) == 1.0
+
+
 def test_a_moment_counts_little_and_lasting_strangeness_all() -> None:
     novelty = Novelty(ranges(UNIT, (4, 16), (1, 4)))
     for step in range(100):
