@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class EvolutionConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.0  # towards where training began
+    learns: Literal["all", "heads"] = "all"  # heads: over random features, an echo state network
     episodes: int = 2  # that each member meets in a generation
     cost_limit: float = 0.0  # mean cost that each constraint may have
     multiplier_rate: float = 1.0  # by how much a multiplier rises a generation for each unit above the limit
@@ -56,6 +57,8 @@ class EvolutionConfig:
     def __post_init__(self) -> None:
         if min(self.pairs, self.hidden, self.episodes) < 1:
             raise ValueError("expected pairs, hidden and episodes of at least 1")
+        if self.learns not in ("all", "heads"):
+            raise ValueError(f"expected learns: all or heads, not {self.learns!r}")
         if not (self.sigma > 0 and self.learning_rate > 0 and self.weight_decay >= 0):
             raise ValueError("expected sigma and learning_rate above 0 and weight_decay of at least 0")
 
@@ -81,7 +84,7 @@ class EvolutionStrategy:
     def _begin(self, centre: Floats) -> None:
         self.centre = centre.astype(np.float32)
         self.start = self.centre.copy()
-        self.scale = scales(self.schema, self.config.hidden)
+        self.scale = scales(self.schema, self.config.hidden, self.config.learns)
         self._first = np.zeros_like(self.centre, dtype=np.float64)
         self._second = np.zeros_like(self._first)
 
@@ -103,7 +106,8 @@ class EvolutionStrategy:
         ranks = centred_ranks(fitness)
         gain = ranks[: c.pairs] - ranks[c.pairs :]
         gradient = gain @ self.noise().astype(np.float64) / (2 * c.pairs * c.sigma)
-        gradient -= c.weight_decay * (self.centre - self.start) / self.scale
+        gradient -= c.weight_decay * self._moved()
+        gradient[self.scale == 0] = 0.0
         self.generation += 1
         self._first = c.beta1 * self._first + (1 - c.beta1) * gradient
         self._second = c.beta2 * self._second + (1 - c.beta2) * gradient**2
@@ -116,8 +120,12 @@ class EvolutionStrategy:
             "fitness/deviation": float(good.std()) if len(good) else float("nan"),
             "fitness/pair_difference": float(np.abs(gain).mean()),
             "step/norm": float(np.linalg.norm(step)),
-            "parameters/moved": float(np.linalg.norm((self.centre - self.start) / self.scale)),
+            "parameters/moved": float(np.linalg.norm(self._moved())),
         }
+
+    def _moved(self) -> Floats:
+        """Return how far parameters are from where training began, in units of their scales."""
+        return np.asarray((self.centre - self.start) / np.where(self.scale > 0, self.scale, 1.0))
 
     def parameters(self) -> dict[str, Floats]:
         """Return what controlplane.learned.network.Network takes."""
@@ -163,22 +171,27 @@ def centred_ranks(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(middle / max(len(x) - 1, 1) - 0.5)
 
 
-def scales(schema: ActionSchema, hidden: int) -> Floats:
-    """Return s, (parameters,)."""
-    return np.concatenate(
-        [
-            np.full(int(np.prod(shape)), 1.0 if len(shape) == 1 else shape[1] ** -0.5, dtype=np.float32)
+def scales(schema: ActionSchema, hidden: int, learns: str = "all") -> Floats:
+    """Return s, (parameters,); heads: 1 of the heads' parameters, whose inputs are within ±1, and 0 of all others."""
+    if learns == "heads":
+        parts = [(int(np.prod(shape)), float(_is_head(name))) for name, shape in shapes(schema, hidden).items()]
+    else:
+        parts = [
+            (int(np.prod(shape)), 1.0 if len(shape) == 1 else shape[1] ** -0.5)
             for shape in shapes(schema, hidden).values()
         ]
-    )
+    return np.concatenate([np.full(size, value, dtype=np.float32) for size, value in parts])
+
+
+def _is_head(name: str) -> bool:
+    return name.partition(".")[0] in ("row", "all", "choice")
 
 
 def initial(schema: ActionSchema, hidden: int, generator: np.random.Generator) -> Floats:
     """Return a network's first parameters: torch's distributions, heads at the action that does nothing."""
     parts = []
     for name, shape in shapes(schema, hidden).items():
-        head = name.partition(".")[0] in ("row", "all", "choice")
-        if head:
+        if _is_head(name):
             values = np.zeros(shape)
             if name.endswith("bias") and schema.kind == "curves":
                 values.reshape(-1, len(schema.levels))[:, schema.zero] = ZERO_BIAS

@@ -96,6 +96,23 @@ def test_it_finds_the_optimum_of_a_quadratic_under_noise():
     assert distance(strategy.centre) < 0.1
 
 
+def test_heads_alone_learn_over_features_that_stay():
+    schema = ActionSchema(levels=(-1.0, 0.0, 1.0), row_heads=("mu",), global_heads=("scale",))
+    strategy = EvolutionStrategy(schema, EvolutionConfig(hidden=4, pairs=4, learns="heads", weight_decay=0.01), seed=2)
+    before = strategy.parameters()
+    members = strategy.ask()
+    figures = strategy.tell(-np.square(members - 0.3).sum(axis=1).astype(np.float64))
+    assert all(np.isfinite(value) for value in figures.values())
+    after = strategy.parameters()
+    for name in before:
+        head = name.partition(".")[0] in ("row", "all")
+        assert (before[name] != after[name]).any() == head, name
+        tried = [unpack(member, schema, 4)[name] for member in members]
+        assert all((one != before[name]).any() == head for one in tried), name
+    with pytest.raises(ValueError, match="all or heads"):
+        EvolutionConfig(learns="some")  # type: ignore[arg-type]
+
+
 def test_it_goes_on_from_a_state_to_the_bit():
     def fitness(members):
         return -np.square(members - 0.3).sum(axis=1).astype(np.float64)
