@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from dataclasses import replace as changed
 from pathlib import Path
@@ -39,40 +38,8 @@ from dataplane.simulator.results import OUTCOME_OK
 # Not those of the evaluation (101 …), of tuning (9001 …), nor of `vickrey sim` (1 …).
 FIRST_SEED = 51
 
-# More of several balancers than the suite has: what a policy must hold on too.
-OWN = """
-title: Several balancers before other farms
-seeds: 10
-scenarios:
-  - &farm
-    name: farm-by-four-85
-    family: own
-    servers:
-      - {name: slow, count: 4, speed: 1, workers: 4, weight: 1}
-      - {name: middle, count: 2, speed: 2, workers: 4, weight: 2}
-      - {name: fast, count: 2, speed: 4, workers: 4, weight: 4}
-    demand: {kind: exponential, mean: 20ms}
-    load: 0.85
-    balancers: 4
-    duration: 80s
-  - {<<: *farm, name: farm-by-four-70, load: 0.7}
-  - {<<: *farm, name: farm-by-eight-85, balancers: 8}
-  - &sharing
-    name: sharing-by-four-85
-    family: own
-    servers:
-      - {name: one core, count: 6, speed: 2, workers: 1, weight: 2, service: sharing}
-      - {name: four cores, count: 3, speed: 1, workers: 4, weight: 4, service: sharing}
-    demand: {kind: exponential, mean: 20ms}
-    load: 0.85
-    balancers: 4
-    duration: 80s
-  - {<<: *sharing, name: sharing-by-two-85, balancers: 2}
-  - {name: heavy-tail-by-four-80, family: own, base: heavy-tail, balancers: 4, duration: 60s}
-  - {name: eight-balancers-90, family: own, base: balancers-4, balancers: 8, duration: 80s}
-  - {name: eight-balancers-70, family: own, base: balancers-4, balancers: 8, load: 0.7, duration: 80s}
-"""
-
+# More of several balancers than the default suite has: what a policy must hold on too.
+OWN = Path(__file__).parent / "scenarios" / "several-balancers.yaml"
 SHORT = 0.4
 CORRECTIONS = "K=0.5;K=0.71;K=1.41;K=2;c=0.5;c=1.5;c=2;c=3;K=0.5,c=2;window=0.5;window=2;mu=0.15;mu=-0.15;k=0.2;k=-0.2"
 
@@ -114,11 +81,9 @@ def parse(text: str) -> dict[str, float]:
 
 
 def entries() -> list[Entry]:
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(OWN)
-        file.flush()
-        own = load(file.name).entries
-    return [entry for entry in (*load("default").entries, *own) if entry.scenario.balancers.count > 1]
+    return [
+        entry for entry in (*load("default").entries, *load(str(OWN)).entries) if entry.scenario.balancers.count > 1
+    ]
 
 
 def main() -> None:
