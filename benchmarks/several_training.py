@@ -17,7 +17,6 @@ network that is kept is the best on those. Corrections that are not worth CAUTIO
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -51,24 +50,30 @@ TASKS = (
     "marllb-2",
 )
 SCHEMA = ActionSchema(
-    row_heads=(), global_heads=("balancers", "scale"), bounds=BOUNDS | {"balancers": 0.7, "scale": 1.1}
+    row_heads=(), global_heads=("balancers", "scale"), bounds=BOUNDS | {"balancers": 0.7, "scale": 0.8}
 )
-# Levels of K and of c: factors 0.5, 0.7, 1, 1.4 and 0.6, 1, 1.7, 3.
-ARMS = tuple(itertools.product((-1.0, -0.5, 0.0, 0.5), (-0.5, 0.0, 0.5, 1.0)))
+# Levels of K and of c: factors 0.5, 0.7, 1, 1.4 and 0.7, 1, 1.5, 2.2.
+ARMS = (
+    *((k, 0.0) for k in (-1.0, -0.5, 0.0, 0.5)),
+    *((0.0, c) for c in (-0.5, 0.5, 1.0)),
+    (-0.5, 0.5),
+    (-0.5, 1.0),
+    (0.5, 0.5),
+)
 BASE = ARMS.index((0.0, 0.0))
 # What an arm that was not tried counts as, and the most that one episode may count.
 UNTRIED, MOST = 0.1, 0.3
 # Expected gain below which the base policy is left alone.
 CAUTION = 0.003
-HIDDEN, STEPS, BASE_EVERY = 16, 125, 8
+HIDDEN, STEPS, BASE_EVERY = 16, 250, 8
 WIDTH = 16
-# Steps of an episode before what is chosen counts.
-BLIND = 5
+# Share of an episode that does not count: `adaptive` has come to know its farm then, as it has in service.
+WARMUP = 0.4
 
 
 def episodes_of(task: Any, seed: list[int], balancers: int) -> dict[str, Any]:
     """Return log mean completion times (arms,), and what one balancer saw under the base policy and another arm."""
-    setup = Setup(SCHEMA, steps=STEPS, base_every=BASE_EVERY, width=WIDTH)
+    setup = Setup(SCHEMA, steps=STEPS, base_every=BASE_EVERY, width=WIDTH, warmup=WARMUP)
     episodes = Episodes(setup, task, balancers, len(ARMS), twins=False, width=WIDTH)
     generator = np.random.default_rng([*seed, 1])
     watched = [BASE * balancers, int(generator.integers(len(ARMS))) * balancers + int(generator.integers(balancers))]
@@ -100,7 +105,7 @@ def collect(seed: int, seconds: float, path: Path) -> dict[str, Any]:
         if np.isfinite(one["y"]).all():
             found.append(one | {"task": which, "balancers": balancers})
         number += 1
-        if number % 40 == 0:
+        if number % 20 == 0:
             np.savez_compressed(path, **_stacked(found))
             print(f"{number} farms, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     data = _stacked(found)
@@ -148,7 +153,7 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dic
     def act(which: Any, side: Any) -> tuple[torch.Tensor, torch.Tensor]:
         rows, whole, active = (part[which, side] for part in parts)
         logits = network.unroll(rows, whole, active, network.initial(len(rows), rows.shape[2]))[1]
-        p = logits[:, BLIND:].softmax(-1)
+        p = logits[:, round(0.5 * WARMUP * STEPS) :: 2].softmax(-1)
         return p[:, :, 0], p[:, :, 1]
 
     for epoch in range(epochs):
