@@ -78,6 +78,7 @@ class Award(NamedTuple):
     held: bool = False
     handoff: bool = False
     load: float = 0.0
+    idle_bid: float = 0.0
 
 
 class Balancer:
@@ -111,6 +112,7 @@ class Balancer:
         route: int = 0,
         sla: int = SLA_SILVER,
         waiting: int = 0,
+        newcomer: bool = False,
         unheld: bool = False,
     ) -> Award:
         """Hold one auction; arguments as in struct flow_key."""
@@ -121,12 +123,12 @@ class Balancer:
             "route": route,
             "sla": sla,
             "waiting": waiting,
+            "newcomer": newcomer,
             "unheld": unheld,
         }
         a = lib.balancer_dispatch(self.c, ffi.new("struct flow_key *", key), now_ns)
-        return Award(
-            a.server, bool(a.full), a.rule, bool(a.above_reserve), a.bid, a.price, bool(a.held), bool(a.handoff), a.load
-        )
+        flagged, held, handoff = bool(a.above_reserve), bool(a.held), bool(a.handoff)
+        return Award(a.server, bool(a.full), a.rule, flagged, a.bid, a.price, held, handoff, a.load, a.idle_bid)
 
     def open(self, server: int, now_ns: int = 0, *, load: float = 1.0, opened_ns: int | None = None) -> Any:
         """Open a flow on a server and return it."""

@@ -19,23 +19,32 @@ struct flow_key {
     uint32_t route;                 /* 0: none of the settings' */
     uint32_t sla;                   /* enum sla_class */
     uint32_t waiting;               /* flows that wait before this one, over all workers */
+    uint32_t newcomer;              /* 1: it did not wait yet, and what one of these would take is not for it */
     uint32_t unheld;                /* 1: the reserve does not hold it (it has waited once, and its server failed it, say) */
     uint32_t avoid;                 /* a server that just failed this flow, or NO_SERVER */
     uint32_t n_failed;              /* servers that failed it before that one … */
     uint32_t failed[3];             /* … looked at only when avoid is one */
 };
 
+/* Why a flow is held. */
+enum held {
+    HELD_NOT = 0,
+    HELD_DEAR = 1,                  /* the lowest bid is above the reserve */
+    HELD_YIELDS = 2,                /* it is not, but one that waits before this newcomer is to have that server */
+};
+
 /* The auction's result. server is NO_SERVER when nobody may take the flow. */
 struct award {
     uint32_t server;                /* slot */
     uint32_t full;                  /* with NO_SERVER: 1, somebody is up but at its maxconn, or held: wait; 0, nobody is up */
-    uint32_t held;                  /* with full: the lowest bid is above the reserve, bid and price say what they were */
+    uint32_t held;                  /* with full: enum held, bid and price say what they were */
     uint32_t rule;                  /* enum rule_id that decided */
     uint32_t above_reserve;         /* classic: flagged */
     uint32_t handoff;               /* classic: given to a partner of the winner's coalition */
     float    load;                  /* of the flow, as the auction took it: give it to flow_open() */
     float    bid;                   /* 0 where the rule has none */
     float    price;                 /* second-lowest bid; INFINITY when nobody else bid */
+    float    idle_bid;              /* with held: what that server bids when it is idle, which says who of those that wait it is for */
 };
 
 /* One open flow, embedded in whatever the engine keeps of it. All fields are the core's, read-only outside. */

@@ -85,18 +85,29 @@ static struct award dispatch_avoiding(struct balancer *b, struct book *k, const 
     return award.server == NO_SERVER ? k->rule->dispatch(b, k, key) : award;
 }
 
+/* What the server would bid if it were idle. A server with flows in flight bids more, and so asks for a longer queue; but the place
+ * there is for the first in the queue who would take it idle, or flows that came later would overtake for as long as there is a queue. */
+static float idle_bid(const struct balancer *b, const struct book *k, const struct award *award)
+{
+    uint32_t i = award->server;
+    return k->rule_id == RULE_BIDS ? curve_at(k->curve[i], 0) * k->scale[i] / b->ramp[i] : award->bid;
+}
+
 /* Does the flow wait although somebody bids? Only while a server that it may use has a flow in flight, whose end looks again. */
-static bool is_held(const struct balancer *b, const struct book *k, const struct flow_key *key, float bid)
+static enum held is_held(const struct balancer *b, const struct book *k, const struct flow_key *key, struct award *award)
 {
     if (k->held_above == NULL || key->unheld)
-        return false;
+        return HELD_NOT;
     float factor = key->sla < SLA_CLASSES ? k->sla_reserve[key->sla] : 1.0f;
-    if (bid <= curve_at(k->held_above, key->waiting) * factor)
-        return false;
+    award->idle_bid = idle_bid(b, k, award);
+    if (award->bid <= curve_at(k->held_above, key->waiting) * factor) {
+        bool yields = key->newcomer && key->waiting && award->idle_bid <= curve_at(k->held_above, key->waiting - 1) * factor;
+        return yields ? HELD_YIELDS : HELD_NOT;
+    }
     for (uint32_t r = 0; r < b->n_ready; r++)
         if (word_in_flight(b, b->ready[r]))
-            return true;
-    return false;
+            return HELD_DEAR;
+    return HELD_NOT;
 }
 
 uint32_t balancer_waiting_for(const struct balancer *b, uint32_t sla, float bid)
@@ -142,9 +153,10 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
             COUNT(b->me->no_server_down, 1);
         return award;
     }
-    if (is_held(b, k, key, award.bid)) {
+    award.held = is_held(b, k, key, &award);
+    if (award.held != HELD_NOT) {
         award.server = NO_SERVER;
-        award.full = award.held = 1;
+        award.full = 1;
         COUNT(b->me->held, 1);
         return award;
     }

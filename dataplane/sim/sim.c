@@ -122,7 +122,12 @@ static void close_flow(struct sim *sim, struct job *j, enum outcome outcome)
 }
 
 /* How far a flow has come. */
-enum placed { PLACED, PLACE_FULL, PLACE_HELD };
+enum placed { PLACED, PLACE_FULL, PLACE_HELD, PLACE_YIELDS };
+
+/* What a flow that is held was offered. */
+struct offer {
+    float bid, idle_bid;
+};
 
 /* Of each class that waits, one flow goes after so many of better classes, whatever else waits: bronze is deferred, not starved. */
 #define PASSED_MAX 8
@@ -137,19 +142,20 @@ static uint32_t waiting_before(const struct sim *sim, uint32_t balancer, uint32_
     return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
 }
 
-/* Give a flow to servers until one takes it or its retries are spent; or say why it has to wait, and for what bid. */
-static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_t waiting, float *bid)
+/* Give a flow to servers until one takes it or its retries are spent; or say why it has to wait, and what it was offered. */
+static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_t waiting, bool newcomer, struct offer *offer)
 {
     uint64_t now_ns = sim->now_ns + EPOCH_NS;
     struct balancer *b = sim->balancers[j->balancer];
     for (;;) {
         double load = sim->config.load_per_ns > 0 ? j->work_ns * sim->config.load_per_ns : 1.0;
-        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting };
+        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting,
+                                .newcomer = newcomer };
         struct award award = balancer_dispatch(b, &key, now_ns);
         if (award.server >= sim->config.n_servers) {
-            *bid = award.bid;
+            *offer = (struct offer){ award.bid, award.idle_bid };
             if (award.full != 0)
-                return award.held != 0 ? PLACE_HELD : PLACE_FULL;
+                return award.held == HELD_NOT ? PLACE_FULL : award.held == HELD_DEAR ? PLACE_HELD : PLACE_YIELDS;
             finish(sim, j, NO_SERVER, SIM_REFUSED);
             return PLACED;
         }
@@ -199,8 +205,9 @@ static void count_waiting(struct sim *sim, uint32_t balancer, uint32_t sla, int3
 /* A flow that no server has room for, or that the reserve holds, waits at its balancer, or is refused. */
 static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
 {
-    float bid;
-    if (place(sim, j, avoid, waiting_before(sim, j->balancer, j->sla), &bid) == PLACED)
+    struct offer offer;
+    enum placed placed = place(sim, j, avoid, waiting_before(sim, j->balancer, j->sla), true, &offer);
+    if (placed == PLACED)
         return;
     struct waiting *w = &sim->waiting[j->balancer];
     if ((uint64_t)w->n[0] + w->n[1] + w->n[2] >= sim->config.queue_slots) {
@@ -215,10 +222,12 @@ static void place_or_wait(struct sim *sim, struct job *j, uint32_t avoid)
         w->head[j->sla] = j;
     w->tail[j->sla] = j;
     count_waiting(sim, j->balancer, j->sla, 1);
+    if (placed == PLACE_YIELDS)
+        release_waiting(sim);
 }
 
 /* Let this waiting flow go if a server takes it; waiting: how many wait before it. */
-static enum placed release(struct sim *sim, struct job *j, uint32_t waiting, float *bid)
+static enum placed release(struct sim *sim, struct job *j, uint32_t waiting, struct offer *offer)
 {
     struct waiting *w = &sim->waiting[j->balancer];
     uint32_t sla = j->sla, balancer = j->balancer;
@@ -226,7 +235,7 @@ static enum placed release(struct sim *sim, struct job *j, uint32_t waiting, flo
     struct job *prev = j->prev, *next = j->next;
     *(prev != NULL ? &prev->next : &w->head[sla]) = next;
     *(next != NULL ? &next->prev : &w->tail[sla]) = prev;
-    enum placed placed = place(sim, j, NO_SERVER, waiting, bid);
+    enum placed placed = place(sim, j, NO_SERVER, waiting, false, offer);
     if (placed != PLACED) {
         *(prev != NULL ? &prev->next : &w->head[sla]) = j;
         *(next != NULL ? &next->prev : &w->tail[sla]) = j;
@@ -251,18 +260,20 @@ static struct job *first_waiting(const struct waiting *w)
     return first;
 }
 
-/* The first flow, in the queue's order, that has enough others before it to take a server that bids so; NULL: none. */
-static struct job *first_willing(const struct sim *sim, uint32_t balancer, float bid, uint32_t *waiting)
+/* Where enough flows wait to take the server that is offered: the first, in the queue's order, that would take it idle. NULL: too few. */
+static struct job *first_willing(const struct sim *sim, uint32_t balancer, struct offer offer, uint32_t *waiting)
 {
     const struct waiting *w = &sim->waiting[balancer];
     for (uint32_t sla = 0; sla < SLA_CLASSES; sla++) {
         uint32_t last = waiting_before(sim, balancer, sla), first = last - w->n[sla];
-        uint32_t least = balancer_waiting_for(sim->balancers[balancer], sla, bid);
+        uint32_t least = balancer_waiting_for(sim->balancers[balancer], sla, offer.bid);
+        uint32_t idle = balancer_waiting_for(sim->balancers[balancer], sla, offer.idle_bid);
         if (w->n[sla] == 0 || least >= last)
             continue;
         struct job *j = w->head[sla];
-        for (*waiting = first; *waiting < least; ++*waiting)
+        for (uint32_t before = first; before < idle && before < least; before++)
             j = j->next;
+        *waiting = least > first ? least : first;
         return j;
     }
     return NULL;
@@ -275,11 +286,11 @@ static void release_at(struct sim *sim, uint32_t balancer)
     struct waiting *w = &sim->waiting[balancer];
     struct job *j;
     while ((j = first_waiting(w)) != NULL) {
-        float bid;
+        struct offer offer;
         uint32_t waiting;
-        enum placed placed = release(sim, j, 0, &bid);
-        if (placed == PLACE_HELD && (j = first_willing(sim, balancer, bid, &waiting)) != NULL)
-            placed = release(sim, j, waiting, &bid);
+        enum placed placed = release(sim, j, 0, &offer);
+        if (placed == PLACE_HELD && (j = first_willing(sim, balancer, offer, &waiting)) != NULL)
+            placed = release(sim, j, waiting, &offer);
         if (placed != PLACED)
             return;
     }

@@ -170,7 +170,8 @@ struct worker_state {
     struct waiting_list queue[SLA_CLASSES];
     uint32_t queue_n;
     bool     full;                          /* as the service's bit of this worker */
-    float    held_bid;                      /* the lowest, of the flow that was held last */
+    float    held_bid, idle_bid;            /* of the flow that was held last: the lowest, and that server's when it is idle */
+    bool     yields;                        /* it was held for those that wait before it */
     atomic_int barrier;                     /* only ever exchanged, see queue_wake() */
     struct session *sessions_memory, *sessions_free;
     struct upstream *upstreams_memory, *upstreams_free;

@@ -11,7 +11,8 @@
  * the server has nothing to do, so a flow of its own goes first when it came within HOP_NS of the other.
  *
  * When the first is held, others may still go: the reserve is a curve over the flows that wait before one, so the dearer
- * server that the first does not want may be right for one further behind. New flows are asked likewise, unless a look is about to be made: what
+ * server that the first does not want may be right for one further behind. Where enough wait for it, it goes to the first who would
+ * take that server idle: a second flow in a fast server's pipe, for one, needs a queue, and is for who stands first in it. New flows are asked likewise, unless a look is about to be made: what
  * became free belongs to those who wait, and no worker lives on the places that its own flows leave. Between the look and
  * the award another worker may be quicker, so a cap may be overshot by workers - 1 flows, never more.
  */
@@ -88,6 +89,8 @@ void queue_add(struct session *s, enum verdict why)
         w->freed = true;                    /* one may have completed between the auction and the bit: look again */
     } else if (why == VERDICT_GONE && !atomic_load(&v->full)) {
         w->freed = true;                    /* the look that it waits for may just have been made */
+    } else if (why == VERDICT_HELD && w->yields) {
+        w->freed = true;                    /* one more waits, and that is enough for the place that it yielded */
     }
 }
 
@@ -155,15 +158,22 @@ static enum verdict try(struct worker_state *w, struct session *s, uint32_t befo
     return verdict;
 }
 
-/* The first of this worker's flows of a class that has enough others before it to take a server that bids so; NULL: none. Which places
- * they have among the flows of all workers is not known: they are taken to lie evenly between the others'. */
-static struct session *first_willing(const struct worker_state *w, uint32_t sla, uint32_t from, uint32_t all, float bid, uint32_t *before)
+/* What a flow that is held was offered. */
+struct offer {
+    float bid, idle_bid;                    /* INFINITY: not known */
+};
+
+/* Where enough of a class wait to take the server that is offered: the first of this worker's that would take it idle. NULL: none. Which
+ * places they have among the flows of all workers is not known: they are taken to lie evenly between the others'. */
+static struct session *first_willing(const struct worker_state *w, uint32_t sla, uint32_t from, uint32_t all, struct offer offer,
+                                     uint32_t *before)
 {
     const uint32_t own = (uint32_t)w->counters->queued_class[sla];
-    const uint32_t least = balancer_waiting_for(w->balancer, sla, bid);
+    const uint32_t least = balancer_waiting_for(w->balancer, sla, offer.bid);
     if (own == 0 || all < own || least >= from + all)
         return NULL;
-    uint32_t nth = least <= from ? 0 : (uint32_t)(((uint64_t)(least - from) * own + all - 1) / all);
+    const uint32_t idle = balancer_waiting_for(w->balancer, sla, offer.idle_bid), place = idle < least ? idle : least;
+    uint32_t nth = place <= from ? 0 : (uint32_t)(((uint64_t)(place - from) * own + all - 1) / all);
     struct session *s = w->queue[sla].first;
     for (uint32_t i = 0; i < nth && s->queue_next; i++)
         s = s->queue_next;
@@ -171,9 +181,9 @@ static struct session *first_willing(const struct worker_state *w, uint32_t sla,
     return s;
 }
 
-/* The first is held, but there is room. An elder is held no longer, and the others have more flows before them. bid: the lowest,
- * INFINITY when it is not known, and elders alone are asked. True: one went. */
-static bool try_others(struct worker_state *w, const struct session *tried, float bid)
+/* The first is held, but there is room. An elder is held no longer, and the others have more flows before them. offer: what the first
+ * was offered; where it is not known elders alone are asked. True: one went. */
+static bool try_others(struct worker_state *w, const struct session *tried, struct offer offer)
 {
     uint32_t from = 0, before;
     for (uint32_t c = 0; c < SLA_CLASSES; c++) {
@@ -181,7 +191,7 @@ static bool try_others(struct worker_state *w, const struct session *tried, floa
         struct session *s = w->queue[c].first;
         if (s && s != tried && is_elder(w, s->queued_ns) && try(w, s, from) != VERDICT_HELD)
             return !w->full;
-        if (bid < INFINITY && (s = first_willing(w, c, from, all, bid, &before)) && try(w, s, before) != VERDICT_HELD)
+        if (offer.bid < INFINITY && (s = first_willing(w, c, from, all, offer, &before)) && try(w, s, before) != VERDICT_HELD)
             return !w->full;
         from += all;
     }
@@ -223,7 +233,8 @@ void queue_wake(struct worker_state *w)
             if (atomic_load(&v->full))
                 return;
         }
-        if (!try_others(w, s, own ? w->held_bid : INFINITY))
+        struct offer offer = {own ? w->held_bid : INFINITY, own ? w->idle_bid : INFINITY};
+        if (!try_others(w, s, offer))
             return;
     }
 }

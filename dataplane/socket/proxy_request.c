@@ -132,15 +132,17 @@ enum verdict request_try(struct session *s, uint32_t before, bool unheld)
     struct worker_state *w = s->worker;
     bool first_try = s->attempts == 0;
     struct flow_key key = {.hash = key_hash(s), .load = -1.0f, .route = s->route, .sla = s->sla, .waiting = before,
-                           .unheld = unheld || !first_try || w->service->mode == MODE_TCP,
+                           .newcomer = s->state != SESSION_QUEUED, .unheld = unheld || !first_try || w->service->mode == MODE_TCP,
                            .avoid = s->n_failed ? s->failed[0] : NO_SERVER};
     for (uint32_t i = 1; i < s->n_failed; i++)
         key.failed[key.n_failed++] = s->failed[i];
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {
         w->held_bid = award.bid;
+        w->idle_bid = award.idle_bid;
+        w->yields = award.held == HELD_YIELDS;
         if (award.full)
-            return award.held ? VERDICT_HELD : VERDICT_FULL;
+            return award.held == HELD_NOT ? VERDICT_FULL : VERDICT_HELD;
         session_answer(s, 503, 'S', OUTCOME_CONNECT_FAILED);
         return VERDICT_GONE;
     }

@@ -48,6 +48,21 @@ def test_the_reserve_is_read_at_the_flows_that_wait():
         assert farm.dispatch(waiting=81).server == 0  # 40.5: linear between the curve's points
 
 
+def test_a_newcomer_leaves_a_place_to_those_before_it_who_would_take_that_server_idle():
+    with Farm(2) as farm:
+        curves = [whole_curve([0.5, 3.5]), whole_curve([2.5, 90])]  # a second flow wants three waiting, the slow two
+        farm.direct("bids", curves=curves, reserve=(CURVE_LOW + 1).astype(np.float32))
+        farm.balancer.open(0, farm.now)
+        slow = farm.balancer.open(1, farm.now)
+        yields = farm.dispatch(waiting=3, newcomer=True)
+        assert (yields.server, yields.held, yields.bid, yields.idle_bid) == (NO_SERVER, True, 3.5, 0.5)
+        assert farm.dispatch(waiting=3).server == 0  # as who has waited
+        farm.balancer.close(slow, farm.now)
+        assert farm.dispatch(waiting=1, newcomer=True).held
+        assert farm.dispatch(waiting=2, newcomer=True).server == 1  # nobody before it wants the slow one
+        assert farm.dispatch(waiting=3, newcomer=True).held  # one does
+
+
 @pytest.mark.parametrize(("sla", "held"), [(GOLD, False), (SILVER, True), (BRONZE, True)])
 def test_gold_outbids_the_reserve_that_holds_the_others(sla, held):
     with Farm(1) as farm:

@@ -227,6 +227,18 @@ def test_one_server_at_a_time_is_a_central_queue():
     assert (records["closed_ns"] - records["arrival_ns"]) * 1e-9 == pytest.approx(found, abs=2e-8)
 
 
+def test_a_place_in_a_busy_servers_pipe_is_for_the_first_in_the_queue():
+    """Though it takes a queue of three to send a second flow: else those who come later pass as long as it lasts."""
+    simulation = Simulation(held_world(servers=[Server()]))
+    curve = np.where(np.arange(CURVE_POINTS) < 2, np.where(np.arange(CURVE_POINTS) < 1, 0.5, 3.5), 1e9)
+    simulation.publish(
+        DirectiveData(ids=np.array([1]), rule="bids", policy="t", curves=curve[None], reserve=CURVE_LOW + 1.0)
+    )
+    result = simulation.run()
+    assert result.totals.completed == 4_000
+    assert (np.diff(result.records["closed_ns"].astype(np.int64)) >= 0).all()
+
+
 def test_gold_leaves_the_queue_first_and_bronze_is_not_starved():
     simulation = Simulation(held_world(servers=[Server()], gold=0.2, bronze=0.3))
     simulation.publish(

@@ -104,6 +104,23 @@ def test_a_completion_at_the_dear_server_lets_a_later_one_go(start_bench):
     bench.finish("a", "b", "c", "e")
 
 
+def test_a_second_flow_in_a_pipe_is_the_first_of_those_that_wait(start_bench):
+    """A server of one flow gets a second one (bid 20) once two wait: the newcomer that makes them enough stays."""
+    bench = start_bench(servers=1)
+    bench.direct(np.where(N < 2, 1.5, 25).astype(np.float32), bids=(1.0,))
+    bench.taken()
+    bench.arrive("a")
+    bench.hold("b")
+    bench.hold("c")
+    bench.send("d")
+    wait_for(lambda: bench.total("queued") == 2 and len(bench.servers.seen) == 2)
+    assert bench.servers.seen == [(0, "a"), (0, "b")]
+    bench.servers.answer(*"abcd")
+    wait_for(lambda: len(bench.servers.seen) == 4)
+    assert bench.servers.names == ["a", "b", "c", "d"]
+    bench.finish(*"abcd")
+
+
 def test_queues_of_several_workers_count_as_one(start_bench):
     bench = start_bench(workers=3)
     bench.direct(np.where(N < 2, 1.5, 6).astype(np.float32))
