@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from controlplane.policy import Floats, Ids
 
 # Chances of overtaking that tell something, and over which the past fades.
-CHANCES_LEAST, CHANCES_KEPT = 4.0, 60.0
+CHANCES_LEAST, CHANCES_KEPT = 4.0, 30.0
 # Flows hold back until so many of the chances were taken, and again below the second.
-SHARING_FROM, SHARING_UNTIL = 0.6, 0.4
+SHARING_FROM, SHARING_UNTIL = 0.15, 0.06
+# Chances at a limit that was raised, and the part of them that may be taken, after which it counts as kept.
+KEPT_CHANCES, KEPT_PART = 20.0, 0.08
 # Part of the chances taken below which a server may be seen to have more workers than the times tell.
 RAISED_BELOW = 0.5
 # Of so many flows in a row that kept all workers of their server's limit busy, all must have overtaken more than it
@@ -41,6 +43,7 @@ class Overtaking:
         self._chances: Floats = np.zeros(0)
         self._taken: Floats = np.zeros(0)
         self._raised: Floats = np.zeros(0)  # 1: its limit was found too low, the new one was not kept yet
+        self._since: Floats = np.zeros((0, 2))  # chances, and those taken, since it was raised
         self.proven: Floats = np.zeros(0)  # flows that each server was seen to work on at once
         self._proofs: Floats = np.zeros((0, 2))  # of as many as its limit, and of one more
         self._limit: Floats = np.zeros(0)
@@ -94,8 +97,10 @@ class Overtaking:
             row = np.zeros(len(ids))
             row[:m] = np.where(same[:m], getattr(self, name)[:m], 0.0)
             setattr(self, name, row)
-        proofs = np.zeros((len(ids), 2))
+        proofs, since = np.zeros((len(ids), 2)), np.zeros((len(ids), 2))
         proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None], self._proofs[:m], 0.0)
+        since[:m] = np.where(same[:m, None], self._since[:m], 0.0)
+        self._since = since
         self._proofs, self._limit, self._ids = proofs, limit, ids
 
     def _keep(self, records: NDArray[np.void]) -> int:
@@ -125,9 +130,11 @@ class Overtaking:
         chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
         self._proofs[:, 0] += np.bincount(at, overtaken + 1.0 >= most, len(limit))
         self._proofs[:, 1] += np.bincount(at, overtaken >= most, len(limit))
+        taken = np.bincount(at, overtaken >= most, len(limit))
         keep = np.exp(-chances.sum() / CHANCES_KEPT)
         self._chances = self._chances * keep + chances
-        self._taken = self._taken * keep + np.bincount(at, overtaken >= most, len(limit))
+        self._taken = self._taken * keep + taken
+        self._since += np.stack([chances, taken], axis=1)
 
     def _judge(self, limit: Floats) -> None:
         """Raise what is proven of a server where its limit was passed."""
@@ -143,5 +150,6 @@ class Overtaking:
         wiped = more & (self._raised == 0.0)
         self._raised[more] = 1.0
         self._chances[wiped] = self._taken[wiped] = 0.0
-        kept = (self._chances >= CHANCES_LEAST) & (self._taken < SHARING_UNTIL * self._chances)
+        self._since[more] = 0.0
+        kept = (self._since[:, 0] >= KEPT_CHANCES) & (self._since[:, 1] < KEPT_PART * self._since[:, 0])
         self._raised[kept] = 0.0
