@@ -2,13 +2,22 @@
 
 They meet a machine that others use: a scheduler that is late by seconds fails one in some thousands. A second failure
 counts, and each first one is in the summary (RERUN), so that a test that needs it often is seen, and mended.
+
+Whoever starts the tests in the background may have them ignore Ctrl-C, and with them every process that they start, of
+which some are to be ended so: they do not.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
 
 REAL_PROCESSES = {"socket", "faults", "testbed", "controlplane", "shm_layout"}
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

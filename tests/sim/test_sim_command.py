@@ -135,7 +135,10 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nobody(seconds):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    out, err = process.communicate(timeout=30)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     # Before Python has set up its handler, the interrupt itself ends it.
     assert process.returncode in (1, -signal.SIGINT)
     assert out == b""
