@@ -313,7 +313,8 @@ class Service(Model):
     fallback: str = "lsq"
     stale_after: Annotated[float, PlainValidator(duration(0.05, 3600.0)), _seconds] = 3.0
     balancers: int = Field(default=1, ge=1, le=1024)
-    reserve: Literal["off", "classic", "learned"] = "off"  # learned: flows wait for a cheaper server (late binding)
+    # learned: flows wait for a cheaper server (late binding); auto: where the policy does so by itself, in mode http
+    reserve: Literal["auto", "off", "classic", "learned"] = "auto"
     servers: tuple[Server, ...] = Field(min_length=1, max_length=SERVERS_MAX)
     maxconn: int = Field(default=0, ge=0, le=1_000_000)  # client connections; 0 in the file: what the descriptors allow
     queue: int = Field(default=1024, ge=0, le=1_000_000)  # flows that wait for a server; 0: answer 503 at once

@@ -115,7 +115,7 @@ class ControlLoop(Deployment):
     def _publish(self, o: Observation, directive: Directive, now_ns: int, decider: Decider) -> None:
         """Publish it, unless the very same is in force."""
         table = self.observer.table()
-        if self.reserve == "off" and directive.classic is not None:
+        if self.reserve in ("off", "auto") and directive.classic is not None:
             directive = replace(directive, classic=replace(directive.classic, reserve=0.0))
         try:
             data = to_data(

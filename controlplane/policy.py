@@ -88,7 +88,7 @@ class Observation:
     fct_sum: Floats  # (servers,) over flows closed OK or 5xx
     auctions_won: Floats  # (servers,)
     bid_sum: Floats  # (servers,) of the winning bids
-    reserve: str = "off"  # "off", "classic" or "learned": whether, and how, flows are held back
+    reserve: str = "off"  # "auto", "off", "classic" or "learned": whether, and how, flows are held back
     waiting: float = 0.0  # flows held or queued now, over all workers
     load_in_flight: Floats | None = None  # (servers,) summed estimated loads of the flows in flight, over all workers
     priced: Floats | None = None  # (servers,) auctions won against another bid

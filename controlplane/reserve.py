@@ -161,7 +161,7 @@ def at_work(profile: Profile, k: Floats) -> Floats:
 
 
 class LateBinding:
-    """The learned reserve of one service: call `decide` with every fit."""
+    """The learned reserve of one service that has one balancer: call `decide` with every fit."""
 
     def __init__(self) -> None:
         self.overtaking, self.speeds = Overtaking(), Speeds()
@@ -189,7 +189,7 @@ class LateBinding:
         tried = np.where(full, 0.0, np.minimum(np.maximum(fit.tried, limit), most))
         self._limit = limit
         unknown = self._seen and not self._known
-        if not may.any() or not (fit.full & may).any() or self.sharing or unknown or o.balancers > 1:
+        if not may.any() or not (fit.full & may).any() or self.sharing or unknown:
             return None
         if self._way_share(may, fit) > WAY_MOST:
             return None

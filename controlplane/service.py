@@ -82,7 +82,7 @@ class LiveService:
             "interval": self.config.interval,
             "balancers": self.config.balancers,
             "objective": self.config.objective,
-            "reserve": self.config.reserve,
+            "reserve": "off" if self.config.mode == "tcp" else self.config.reserve,
             "policy": self.policy,
             "history": self.policies_before,
         }

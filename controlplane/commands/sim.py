@@ -20,7 +20,7 @@ EXAMPLES = """
   vickrey sim --list                                    the scenarios that come with Vickrey
   vickrey sim heterogeneous-4x
   vickrey sim heavy-tail --policies lsq,gsed:c=0,adaptive --load 0.7 --seeds 10
-  vickrey sim late-binding --policies adaptive,adaptive:reserve=learned,lsq
+  vickrey sim late-binding --policies adaptive,adaptive:reserve=off,lsq
   vickrey sim capacity-swap --out swap                  also swap/report.html with plots, CSV and JSON
   vickrey sim heterogeneous-4x --show > mine.yaml       a file to begin with
   vickrey sim mine.yaml

@@ -63,7 +63,7 @@ def named(candidates: Sequence[Policy], given: Sequence[str]) -> list[Policy]:
     names = {rival.name: rival for rival in RIVALS}
     for policy, text in zip(candidates, given, strict=True):
         rival = names.get(policy.title)
-        itself = rival is not None and not rival.grid and policy.weights == "configured" and policy.reserve == "off"
+        itself = rival is not None and not rival.grid and policy.weights == "configured" and policy.reserve == "auto"
         if rival is not None and not itself:
             text = text if text not in names else f"{text} untuned"
             policy = policy.model_copy(update={"label": text})

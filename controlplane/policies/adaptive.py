@@ -9,7 +9,8 @@ Bids      Δ(n) for that share (bids.py: truthful), in the form that a rehearsal
           at this load (controlplane/rehearsal.py); a server that fails more flows than the others adds what that
           costs, and one that has not been seen for long bids less for its first flow, the more so the longer: it is
           probed, not starved
-Holds     where the service's reserve is `learned`: flows wait for a server that is worth it (controlplane/reserve.py)
+Holds     unless the service's reserve says otherwise: flows wait for a server that is worth it
+          (controlplane/reserve.py)
 Balancers that share the servers (K > 1) see a part of the flows: what they wait for the others' is learned from the own
           (controlplane/shared_view.py); where that cannot be told, two bid as if their own flows were all, and more
           than two (K·n + c)/ŵ
@@ -56,7 +57,8 @@ class Adaptive:
         may = o.active
         lam = self._shares(fit, may, failing, o.objective)
         view = self.shared.decide(o, self.learner) if o.balancers > 1 else None
-        late = self.late.decide(o, self.learner, fit, failing) if o.reserve == "learned" else None
+        holds = o.reserve in ("auto", "learned") and o.balancers == 1
+        late = self.late.decide(o, self.learner, fit, failing) if holds else None
         if late is not None:
             curves = late.curves
         elif view is not None:

@@ -6,8 +6,8 @@ Decides   the network sees what the agent saw in training (controlplane/learned/
 Bounds    no bid leaves 1/16 … 16 times the base policy's, nor moves by more than `change` in one update; a healthy
           server that gets less than EXPLORE of an equal share of the flows bids 0 for its next one
 Fades     by the distance of its inputs from those of training (controlplane/learned/novelty.py). With outputs that are
-          not finite, with more servers than its file allows, and while the base policy holds flows back
-          (`reserve: learned`, which no policy is trained with), the base policy decides alone
+          not finite, with more servers than its file allows, and while the base policy holds flows back (which no
+          policy is trained with; by default it does where the network has no say), the base policy decides alone
 Weights   files of the paper's action sets (kinds discrete and weights) give weights, of which the file's rule makes a
           directive
 """
@@ -108,7 +108,7 @@ class Learned:
         self._owed = np.zeros(n)  # flows that a server is owed for EXPLORE
 
     def decide(self, observation: Observation) -> Directive:
-        o = observation
+        o = self._as_trained(observation)
         if not np.array_equal(self._ids, o.ids):
             self._match_rows(o)
         change = self._change(o)
@@ -123,6 +123,14 @@ class Learned:
         if self.model.schema.kind == "curves":
             return self._correct(o, directive, curves, action, change)
         return self._weigh(o, directive, action)
+
+    def _as_trained(self, o: Observation) -> Observation:
+        """Return it with a reserve that is decided: no policy is trained with flows held back, so they are where the
+        network has no say anyway, being for several balancers alone."""
+        if o.reserve != "auto":
+            return o
+        inert = self.fade and o.balancers == 1 and self.manifest.ranges.balancers[0] > 1
+        return replace(o, reserve="learned" if inert else "off")
 
     # --- what goes in -------------------------------------------------------------------------------------------------
 
@@ -162,7 +170,7 @@ class Learned:
         if first and self.fade:
             self.alone = "nothing was counted yet that could be judged"
         elif o.reserve == "learned":
-            self.alone = "flows are held back (reserve: learned)"
+            self.alone = "flows are held back"
         elif servers > self.manifest.servers_max:
             self.alone = f"{servers} servers, and its file allows {self.manifest.servers_max}"
         step = self.model.step(inputs, self._hidden)

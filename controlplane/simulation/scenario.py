@@ -260,7 +260,7 @@ class Policy(Model):
     name: str
     label: str = ""
     weights: Literal["configured", "equal"] = "configured"
-    reserve: Literal["off", "classic", "learned"] = "off"
+    reserve: Literal["auto", "off", "classic", "learned"] = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -275,6 +275,11 @@ class Policy(Model):
         own = {key: value[key] for key in ("name", "label", "weights", "reserve") if key in value}
         return {**own, "options": {key: value[key] for key in value if key not in own}}
 
+    @field_validator("reserve", mode="before")
+    @classmethod
+    def _reserve(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML's
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -287,7 +292,7 @@ class Policy(Model):
     @property
     def title(self) -> str:
         """Return what the tables call it: its label, or its name and options."""
-        options = self.options | ({} if self.reserve == "off" else {"reserve": self.reserve})
+        options = self.options | ({} if self.reserve == "auto" else {"reserve": self.reserve})
         return self.label or " ".join([self.name, *(f"{key}={value}" for key, value in options.items())])
 
     @property
@@ -384,8 +389,8 @@ class Scenario(Model):
             queue_slots=sim.UNLIMITED if self.queue is None else self.queue,
             gold=self.sla.gold,
             bronze=self.sla.bronze,
-            # The learned reserve reads flow records, and so does who must guess the other balancers' flows.
-            rings=policy is not None and (policy.reserve == "learned" or self.balancers.count > 1),
+            # Who holds flows back reads flow records, and so does who must guess the other balancers' flows.
+            rings=policy is not None and (policy.reserve in ("auto", "learned") or self.balancers.count > 1),
             # The classic auction counts work: a server of speed 1 that is busy has a load of 1.
             load_per_second=1.0 / self.demand.build().mean,
         )

@@ -3,7 +3,7 @@
     vickrey adaptive                 PROGRAM RULE: what the program calls its rule
     haproxy tcp leastconn            PROGRAM MODE RULE: tcp (for nginx also `stream`) instead of http
     haproxy leastconn+weights+maxconn    told what it could not know: the true speeds, the true worker counts
-    vickrey adaptive+hold            Vickrey's own: hold (`reserve: learned`), tail (`objective: tail`)
+    vickrey adaptive+nohold          Vickrey's own: nohold (`reserve: off`), tail (`objective: tail`)
 
 A name stands for one configuration; two systems that are told differently have different names.
 """
@@ -22,7 +22,7 @@ from testbed.peers.peer import Health, Peer, Server
 
 PROGRAMS = ("vickrey", "haproxy", "nginx", "envoy")
 TOLD = ("weights", "maxconn")
-_OWN: dict[str, dict[str, Any]] = {"hold": {"reserve": "learned"}, "tail": {"objective": "tail"}}
+_OWN: dict[str, dict[str, Any]] = {"nohold": {"reserve": "off"}, "tail": {"objective": "tail"}}
 _MODES = {"http": "http", "tcp": "tcp", "stream": "tcp"}
 _INSTALLED: dict[str, Callable[[], bool]] = {
     "vickrey": lambda: True,
@@ -173,7 +173,7 @@ DEFAULT = tuple(
     parse(name)
     for name in (
         OURS,
-        f"{OURS}+hold",
+        f"{OURS}+nohold",
         "haproxy leastconn",
         "nginx least_conn",
         "nginx random two least_conn",

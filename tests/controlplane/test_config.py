@@ -181,7 +181,7 @@ MISTAKES = [
     (["engine: packet"], "5:5: engine: 'packet' is not in this release: the engine is 'socket'"),
     (
         ["reserve: lerned"],
-        "5:5: reserve: expected 'off', 'classic' or 'learned', not 'lerned' (did you mean 'learned'?)",
+        "5:5: reserve: expected 'auto', 'off', 'classic' or 'learned', not 'lerned' (did you mean 'learned'?)",
     ),
     (["workers: two"], "5:5: workers: expected a whole number, not 'two'"),
     (["workers: 1.5"], "5:5: workers: expected a whole number, not 1.5"),

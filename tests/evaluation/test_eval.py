@@ -186,20 +186,23 @@ def test_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "controlplane.cli", "eval", "adaptive", "--workers", "2", "--retune"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    time.sleep(3.0)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        time.sleep(3.0)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert b"Traceback" not in err
     assert out == b""
 
 
 def test_a_policy_file_is_evaluated_and_carries_its_verdict(tiny, tmp_path, capsys):
-    """A network that corrects nothing is its base policy: `adaptive`, to the last flow."""
+    """A network for several balancers is with one its base policy: `adaptive`, to the last flow, held ones included."""
     from controlplane.learned.policy_file import read
-    from tests.learned.files import neutral, save
+    from tests.learned.files import random, ranges, save
 
-    path = save(tmp_path / "nothing.safetensors", neutral())
+    path = save(tmp_path / "nothing.safetensors", random(), ranges=ranges(balancers=(2, 8)))
     arguments = (str(path), "--suite", tiny, "--only", "one", "--against", "adaptive,sed", "--record")
     found = document(capsys, *arguments)
     (candidate, *_) = found["scenarios"][0]["policies"]

@@ -66,7 +66,7 @@ def test_a_server_that_dies_while_flows_are_held_holds_nobody(tmp_path):
         Farm.of_speeds([8, 1, 1], workers=1, demand="exponential:20") as farm,
         Running(tmp_path, farm.addresses, reserve="learned", health={"inter": "200ms", "fall": 2}) as running,
     ):
-        with Load(running.port, connections=6) as load:
+        with Load(running.port, connections=20) as load:  # more than it may have when it stops
             wait_until(lambda: running.service["classes"]["silver"]["waited"] > 0, 20)
             os.kill(farm.pids[0], signal.SIGSTOP)  # the fast one takes no more, and what it had is not answered
             stopped = load.good

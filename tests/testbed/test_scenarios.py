@@ -86,7 +86,7 @@ def test_a_name_is_made_regular_and_read_again_to_the_same():
     assert variant.parse(one.name) == one
     assert one.is_told
     assert variant.parse("nginx stream least_conn").name == "nginx tcp least_conn"
-    assert not variant.parse("vickrey adaptive+hold").is_told
+    assert not variant.parse("vickrey adaptive+nohold").is_told
 
 
 def test_what_is_told_is_no_more_than_the_name_says():
