@@ -4,6 +4,7 @@
     python benchmarks/late_binding.py --seeds 2 --flows 30000
     python benchmarks/late_binding.py --only sharing      # servers that share their cores
     python benchmarks/late_binding.py --classes           # gold, silver and bronze, and factors on their reserve
+    python benchmarks/late_binding.py --suite --seeds 3   # the scenarios of vickrey eval: with holding over without
 
 Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4. Columns are mean / p99 FCT in milliseconds, then the mean with the
 reserve over that of the central queue and over that without, by paired seeds, with 95 % confidence intervals.
@@ -22,9 +23,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from controlplane.evaluation.suite import DEFAULT, Entry, load
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import Directive, Floats, Observation
 from controlplane.simulation.intervals import relative
+from controlplane.simulation.runs import Job, execute
+from controlplane.simulation.scenario import Policy
 from dataplane.simulator import BoundedPareto, Deterministic, Exponential, Poisson, Server, Simulation, World
 from dataplane.simulator.references import central_queue
 
@@ -92,6 +96,38 @@ def run_classes(case: Case, seed: int, factors: tuple[float, float, float] | Non
     return np.array([result.fct[classes == i].mean() for i in range(3)] + [result.fct.mean()]) * 1e3
 
 
+def run_entry(entry: Entry, seed: int) -> Floats:
+    """Return mean, p99, p99.9 and the mean of the recovery's phase, without and with holding: (2, 4) seconds."""
+    policies = [Policy(name="adaptive", reserve="off"), Policy(name="adaptive")]
+    scenario = entry.scenario.model_copy(update={"policies": policies})
+    found = []
+    for policy in range(2):
+        run = execute(Job(scenario, policy, seed))
+        phases = {phase.name: figures for phase, figures in zip(scenario.phases, run.phases, strict=True)}
+        recovery = phases[entry.recovery]["mean"] if entry.recovery else np.nan
+        found.append([*(run.figures[name] for name in ("mean", "p99", "p999")), recovery])
+    return np.array(found)
+
+
+def suite(pool: ProcessPoolExecutor, seeds: range) -> None:
+    """Print the table of the suite's scenarios with one balancer."""
+    print("| scenario | mean without, ms | mean | p99 | p99.9 |\n|---|--:|--:|--:|--:|")
+    for entry in load(DEFAULT).entries:
+        if entry.scenario.balancers.count > 1:
+            continue
+        found = np.array(list(pool.map(run_entry, [entry] * len(seeds), seeds)))
+        change = relative(list(found[:, 1, 0]), list(found[:, 0, 0]))
+        cells = [f"{change.mean:+.1%} ±{change.half:.1%}", *(f"{x - 1:+.1%}" for x in geometric(found)[1:3])]
+        note = f" (recovery {geometric(found)[3] - 1:+.1%})" if entry.recovery else ""
+        without = found[:, 0, 0].mean() * 1e3
+        print(f"| {entry.name}{note} | {without:.3g} | " + " | ".join(cells).replace("-", "−") + " |", flush=True)
+
+
+def geometric(found: Floats) -> Floats:
+    """Return the ratios, with over without, of runs (seeds, 2, figures)."""
+    return np.asarray(np.exp(np.log(found[:, 1] / found[:, 0]).mean(axis=0)))
+
+
 def ratio(one: Floats, other: Floats) -> str:
     found = relative(list(one), list(other))
     return f"{1 + found.mean:8.3f} ±{found.half:.3f}"
@@ -104,9 +140,13 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="of the link, each way, seconds")
     parser.add_argument("--only", default="fifo", help="cases whose name contains this: fifo, 'sharing 1', pareto …")
     parser.add_argument("--classes", action="store_true", help="factors on the reserve of the SLA classes instead")
+    parser.add_argument("--suite", action="store_true", help="the scenarios of vickrey eval with one balancer instead")
     args = parser.parse_args()
     seeds = range(1, args.seeds + 1)
     with ProcessPoolExecutor() as pool:
+        if args.suite:
+            suite(pool, seeds)
+            return
         if args.classes:
             print(f"{'gold, silver, bronze':24}{'gold':>9}{'silver':>9}{'bronze':>9}{'all':>9}   mean FCT, ms")
             for load in (0.7, 0.9):
