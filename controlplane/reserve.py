@@ -39,7 +39,7 @@ STATES_BELOW, STATES_ABOVE = 1024, 4096
 LIMIT_SLACK, LIMIT_PART = 0.02, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
 # It is less where its limit was not seen yet: it may bear more.
-PREFETCH, EXPLORE = 1.5, 0.5
+PREFETCH, EXPLORE = 1.0, 0.5
 # Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
 # is the next that gets one, and bronze, since it leaves the dearer ones to the others (docs/auction.md).
 SLA_RESERVE = (0.5, 1.0, 0.5)
