@@ -6,12 +6,13 @@
 What corrections of K and c are worth depends on the farm, and hardly changes within an episode. So for each farm that
 is drawn, an episode is run for each of ARMS, all on the same arrivals and demands, and what each comes to beside the
 base policy is known for all of them: no exploration, no credit to be assigned. The network (GRU over what a balancer
-sees, as in service) then learns the distribution over the levels of its heads that has the least expected
+sees, as in service) then learns the corrections that have the least mean of
 
-    y(farm, arm) = log of the arm's mean completion time over the base policy's
+    y(farm, K, c) = log of the mean completion time over the base policy's: a quadratic surface through the arms
 
-over the farms, by its gradient: the expectation is a sum over the arms. A fifth of the farms is held out, and the
-network that is kept is the best on those. Corrections that are not worth CAUTION are not made.
+over the farms, by its gradient. A fifth of the farms is held out, and the network that is kept is the best on those.
+
+What came of it is in docs/learning.md: nothing that holds on other farms.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ ARMS = (
     (0.5, 0.5),
 )
 BASE = ARMS.index((0.0, 0.0))
-# What an arm that was not tried counts as, and the most that one episode may count.
-UNTRIED, MOST = 0.1, 0.3
-# Expected gain below which the base policy is left alone.
-CAUTION = 0.003
+# What arms that are not tried are taken for, so that nobody goes there for nothing.
+PRIOR = (((-0.5, -0.5), 0.0), ((-1.0, -1.0), 0.04), ((0.5, -0.5), 0.03), ((1.0, -1.0), 0.04), ((1.0, 1.0), 0.03))
+# The most that one episode may count, as a logarithm.
+MOST = 0.04
+# What a correction of a whole level must be worth.
+CAUTION = 0.001
 HIDDEN, STEPS, BASE_EVERY = 16, 250, 8
 WIDTH = 16
 # Share of an episode that does not count: `adaptive` has come to know its farm then, as it has in service.
@@ -117,19 +120,23 @@ def _stacked(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: np.stack([one[key] for one in found]) for key in found[0]}
 
 
-def value_of(y: torch.Tensor, p_k: torch.Tensor, p_c: torch.Tensor) -> torch.Tensor:
-    """Return the expected y of independent heads: y (B, levels, levels), p (B, T, levels) → (B, T)."""
-    return torch.einsum("bkc,btk,btc->bt", y, p_k, p_c)
+def surfaces(y: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Return the five coefficients of each farm's quadratic surface through the base policy, (farms, 5); y (farms,
+    arms) relative to it. It evens out what one episode has by chance."""
+    near = [i for i, (k, c) in enumerate(ARMS) if abs(k) + abs(c) <= 1.0]
+    terms = np.array([_terms(*ARMS[i]) for i in near] + [_terms(*arm) for arm, _ in PRIOR])
+    prior = np.tile([value for _, value in PRIOR], (len(y), 1))
+    found = np.linalg.lstsq(terms, np.hstack([MOST * np.tanh(y[:, near] / MOST), prior]).T, rcond=None)[0]
+    return torch.tensor(found.T, dtype=torch.float32)
 
 
-def at_mean(y: torch.Tensor, a_k: torch.Tensor, a_c: torch.Tensor) -> torch.Tensor:
-    """Return y between the levels, bilinear, at values (B, T) in [−1, 1]."""
-    levels = torch.tensor(FIVE)
+def _terms(k: Any, c: Any) -> tuple[Any, ...]:
+    return k, c, k * k, c * c, k * c
 
-    def hat(a: torch.Tensor) -> torch.Tensor:
-        return (1.0 - (a[..., None] - levels).abs() / 0.5).clamp(min=0.0)
 
-    return value_of(y, hat(a_k), hat(a_c))
+def value_of(surface: torch.Tensor, k: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Return y at K and c (B, T) in [−1, 1]."""
+    return sum(surface[:, i, None] * term for i, term in enumerate(_terms(k, c)))  # type: ignore[return-value]
 
 
 def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dict[str, Any]]:
@@ -137,15 +144,12 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dic
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     n = len(data["y"])
-    y = np.full((n, len(FIVE), len(FIVE)), UNTRIED)
-    for i, (k, c) in enumerate(ARMS):
-        y[:, FIVE.index(k), FIVE.index(c)] = np.clip(data["y"][:, i] - data["y"][:, BASE], -MOST, MOST)
-    table = torch.tensor(y, dtype=torch.float32)
+    table = surfaces(data["y"] - data["y"][:, [BASE]])
     parts = [torch.tensor(data[key]) for key in ("rows", "whole", "active")]
     held = np.random.default_rng(seed).permutation(n)[: n // 5]
     train = np.setdiff1d(np.arange(n), held)
     network = RowNetwork(SCHEMA, HIDDEN, neutral=True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=5e-2)
     generator = np.random.default_rng([seed, 2])
     levels = torch.tensor(FIVE)
     best: tuple[float, Any, dict[str, Any]] = (float("inf"), None, {})
@@ -153,14 +157,13 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dic
     def act(which: Any, side: Any) -> tuple[torch.Tensor, torch.Tensor]:
         rows, whole, active = (part[which, side] for part in parts)
         logits = network.unroll(rows, whole, active, network.initial(len(rows), rows.shape[2]))[1]
-        p = logits[:, round(0.5 * WARMUP * STEPS) :: 2].softmax(-1)
-        return p[:, :, 0], p[:, :, 1]
+        mean = logits[:, round(0.5 * WARMUP * STEPS) :: 2].softmax(-1) @ levels
+        return mean[:, :, 0], mean[:, :, 1]
 
     for epoch in range(epochs):
         for batch in np.array_split(generator.permutation(train), max(1, len(train) // 32)):
-            p_k, p_c = act(batch, generator.integers(2, size=len(batch)))
-            still = p_k[..., FIVE.index(0.0)] * p_c[..., FIVE.index(0.0)]
-            loss = (value_of(table[batch], p_k, p_c) + CAUTION * (1.0 - still)).mean()
+            k, c = act(batch, generator.integers(2, size=len(batch)))
+            loss = (value_of(table[batch], k, c) + CAUTION * (k.abs() + c.abs())).mean()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -168,9 +171,8 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dic
         with torch.no_grad():
             worth = {}
             for name, which in (("train", train), ("held", held)):
-                p_k, p_c = act(which, np.ones(len(which), dtype=np.int64))
-                a_k, a_c = p_k @ levels, p_c @ levels
-                worth[name] = at_mean(table[which], a_k, a_c).mean(1), a_k.mean(1), a_c.mean(1)
+                k, c = act(which, np.ones(len(which), dtype=np.int64))
+                worth[name] = value_of(table[which], k, c).mean(1), k.mean(1), c.mean(1)
         score = float(worth["held"][0].mean())
         if epoch % 3 == 0 or score < best[0]:
             print(f"epoch {epoch}: {float(worth['train'][0].mean()):+.4f} held out {score:+.4f}", file=sys.stderr)
@@ -178,10 +180,14 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, dic
             by_task = {}
             for task in range(len(TASKS)):
                 mine = torch.tensor(data["task"][held] == task)
-                by_task[Path(TASKS[task]).stem] = [round(float(x[mine].mean()), 4) for x in worth["held"]]
+                by_task[_short(TASKS[task])] = [round(float(x[mine].mean()), 4) for x in worth["held"]]
             best = score, {k: v.clone() for k, v in network.state_dict().items()}, by_task
     network.load_state_dict(best[1])
     return network, best[2] | {"all": round(best[0], 4)}
+
+
+def _short(task: str) -> str:
+    return Path(task).stem if task.endswith(".yaml") else task
 
 
 def save(path: Path, network: RowNetwork, data: dict[str, Any], args: Any, seconds: float) -> None:
@@ -201,7 +207,7 @@ def save(path: Path, network: RowNetwork, data: dict[str, Any], args: Any, secon
         commit=commit(),
         seed=args.seed,
         steps=len(data["y"]) * len(ARMS) * STEPS,
-        scenario=" + ".join(Path(task).stem if task.endswith(".yaml") else task for task in TASKS),
+        scenario=" + ".join(_short(task) for task in TASKS),
         seconds=round(seconds, 1),
         hyper_parameters={
             "farms": len(data["y"]),
