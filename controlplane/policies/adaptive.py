@@ -37,8 +37,9 @@ FAILURE_COST = 10.0
 PROBE_SECONDS, PROBE_TIMES, PROBE_FLOWS = 60.0, 50.0, 20.0
 # objective: tail: how far the shares go towards equal utilisation: a longer mean, a shorter tail (docs/adaptive.md).
 TAIL_EVEN = 0.7
-# c of (K·n + c)/ŵ; and where servers work on several flows at once, so that the next one need not wait.
-SHARED_C, SHARED_C_PARALLEL = 0.5, 1.0
+# c of (K·n + c)/ŵ. Where servers work on several flows at once, the next one need not wait: then c falls from the second
+# value to the first as the load grows, in which own arrivals are measured by what servers seem to bear to one balancer.
+SHARED_C, SHARED_C_PARALLEL, PARALLEL_LINE = 0.5, (1.0, 3.0), (5.0, 7.0)
 
 
 class Adaptive:
@@ -64,8 +65,7 @@ class Adaptive:
         elif view is not None:
             curves = view.curves
         elif o.balancers > 2:
-            c = SHARED_C_PARALLEL if self.shared.parallel else SHARED_C
-            curves = (o.balancers * CURVE_N + c) / fit.capacity[:, None]
+            curves = (o.balancers * CURVE_N + self._constant(fit, may)) / fit.capacity[:, None]
         else:
             # To one of two balancers a server of some workers looks much like one of half of them.
             form = self.rehearsal.form(o, lam[may], fit.mu[may], fit.k[may])
@@ -104,6 +104,13 @@ class Adaptive:
             best = (1.0 - TAIL_EVEN) * best + TAIL_EVEN * even
         lam[may] = best
         return lam
+
+    def _constant(self, fit: Fit, may: Bools) -> float:
+        """Return c of (K·n + c)/ŵ (docs/adaptive.md: the line was found by trying)."""
+        if not self.shared.parallel:
+            return SHARED_C
+        load = self.learner.arrival_rate / max(float(fit.capacity[may].sum()), 1e-12)
+        return float(np.clip(PARALLEL_LINE[0] - PARALLEL_LINE[1] * load, *SHARED_C_PARALLEL))
 
     def _probing(self, fit: Fit, failing: Floats) -> Floats:
         """Return the factor on a server's first bid that its rising uncertainty earns it, 1 … 0."""
