@@ -37,8 +37,9 @@ FAILURE_COST = 10.0
 PROBE_SECONDS, PROBE_TIMES, PROBE_FLOWS = 60.0, 50.0, 20.0
 # objective: tail: how far the shares go towards equal utilisation: a longer mean, a shorter tail (docs/adaptive.md).
 TAIL_EVEN = 0.7
-# c of (K·n + c)/ŵ. Where servers work on several flows at once, the next one need not wait: then c falls from the second
-# value to the first as the load grows, in which own arrivals are measured by what servers seem to bear to one balancer.
+# c of (K·n + c)/ŵ. Where servers work on several flows at once, the next one need not wait: then c falls from the
+# second value to the first as the load grows, in which own arrivals are measured by what servers seem to bear to one
+# balancer.
 SHARED_C, SHARED_C_PARALLEL, PARALLEL_LINE = 0.5, (1.0, 3.0), (5.0, 7.0)
 
 
