@@ -171,4 +171,6 @@ class _Trial:
         curves = bids(FORMS[form], self.lam, self.mu, self.k)
         directive = Directive(rule="bids", weights=self.capacity, curves=curves)
         fct = Simulation(self.world).run(Fixed(directive), interval=1e6).fct
+        if not len(fct):
+            raise SimulationError("no flow ended")
         self.scores[form] = np.log(fct.mean()) + tail * np.log(np.quantile(fct, 0.99))

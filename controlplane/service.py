@@ -82,10 +82,15 @@ class LiveService:
             "interval": self.config.interval,
             "balancers": self.config.balancers,
             "objective": self.config.objective,
-            "reserve": "off" if self.config.mode == "tcp" else self.config.reserve,
+            "reserve": self.reserve,
             "policy": self.policy,
             "history": self.policies_before,
         }
+
+    @property
+    def reserve(self) -> str:
+        """Return whether and how flows are held back; in mode tcp none are."""
+        return "off" if self.config.mode == "tcp" and self.config.reserve == "auto" else self.config.reserve
 
     @property
     def addresses(self) -> list[str]:
@@ -293,7 +298,7 @@ class LiveService:
             "policy": self.policy,
             "rule": learned.rule if learned is not None else None,
             "reserve": {
-                "mode": self.config.reserve,
+                "mode": self.reserve,
                 "value": None if learned is None or learned.reserve is None else float(f"{learned.reserve:.6g}"),
             },
             "fallback": self.config.fallback,

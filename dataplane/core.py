@@ -112,7 +112,7 @@ class Balancer:
         route: int = 0,
         sla: int = SLA_SILVER,
         waiting: int = 0,
-        newcomer: bool = False,
+        queued: tuple[int, int, int] = (0, 0, 0),
         unheld: bool = False,
     ) -> Award:
         """Hold one auction; arguments as in struct flow_key."""
@@ -123,7 +123,7 @@ class Balancer:
             "route": route,
             "sla": sla,
             "waiting": waiting,
-            "newcomer": newcomer,
+            "queued": queued,
             "unheld": unheld,
         }
         a = lib.balancer_dispatch(self.c, ffi.new("struct flow_key *", key), now_ns)

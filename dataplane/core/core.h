@@ -19,7 +19,7 @@ struct flow_key {
     uint32_t route;                 /* 0: none of the settings' */
     uint32_t sla;                   /* enum sla_class */
     uint32_t waiting;               /* flows that wait before this one, over all workers */
-    uint32_t newcomer;              /* 1: it did not wait yet, and what one of these would take is not for it */
+    uint32_t queued[3];             /* of a flow that did not wait yet, those of each class: what one of them would take is not for it */
     uint32_t unheld;                /* 1: the reserve does not hold it (it has waited once, and its server failed it, say) */
     uint32_t avoid;                 /* a server that just failed this flow, or NO_SERVER */
     uint32_t n_failed;              /* servers that failed it before that one … */

@@ -93,6 +93,18 @@ static float idle_bid(const struct balancer *b, const struct book *k, const stru
     return k->rule_id == RULE_BIDS ? curve_at(k->curve[i], 0) * k->scale[i] / b->ramp[i] : award->bid;
 }
 
+/* Would one that waits, and goes before this newcomer, take that server idle? (Under the classic rule bids hang on the flow.) */
+static bool is_anothers(const struct book *k, const struct flow_key *key, float idle)
+{
+    uint32_t before = 0;
+    for (uint32_t c = 0; c <= key->sla && c < SLA_CLASSES && k->rule_id == RULE_BIDS; c++) {
+        before += key->queued[c];
+        if (key->queued[c] && idle <= curve_at(k->held_above, before - 1) * k->sla_reserve[c])
+            return true;
+    }
+    return false;
+}
+
 /* Does the flow wait although somebody bids? Only while a server that it may use has a flow in flight, whose end looks again. */
 static enum held is_held(const struct balancer *b, const struct book *k, const struct flow_key *key, struct award *award)
 {
@@ -100,10 +112,8 @@ static enum held is_held(const struct balancer *b, const struct book *k, const s
         return HELD_NOT;
     float factor = key->sla < SLA_CLASSES ? k->sla_reserve[key->sla] : 1.0f;
     award->idle_bid = idle_bid(b, k, award);
-    if (award->bid <= curve_at(k->held_above, key->waiting) * factor) {
-        bool yields = key->newcomer && key->waiting && award->idle_bid <= curve_at(k->held_above, key->waiting - 1) * factor;
-        return yields ? HELD_YIELDS : HELD_NOT;
-    }
+    if (award->bid <= curve_at(k->held_above, key->waiting) * factor)
+        return is_anothers(k, key, award->idle_bid) ? HELD_YIELDS : HELD_NOT;
     for (uint32_t r = 0; r < b->n_ready; r++)
         if (word_in_flight(b, b->ready[r]))
             return HELD_DEAR;

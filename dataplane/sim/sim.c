@@ -149,8 +149,9 @@ static enum placed place(struct sim *sim, struct job *j, uint32_t avoid, uint32_
     struct balancer *b = sim->balancers[j->balancer];
     for (;;) {
         double load = sim->config.load_per_ns > 0 ? j->work_ns * sim->config.load_per_ns : 1.0;
-        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting,
-                                .newcomer = newcomer };
+        struct flow_key key = { .hash = j->key, .load = (float)load, .avoid = avoid, .sla = j->sla, .waiting = waiting };
+        for (uint32_t sla = 0; sla < SLA_CLASSES && newcomer; sla++)
+            key.queued[sla] = sim->waiting[j->balancer].n[sla];
         struct award award = balancer_dispatch(b, &key, now_ns);
         if (award.server >= sim->config.n_servers) {
             *offer = (struct offer){ award.bid, award.idle_bid };
@@ -260,18 +261,26 @@ static struct job *first_waiting(const struct waiting *w)
     return first;
 }
 
-/* Where enough flows wait to take the server that is offered: the first, in the queue's order, that would take it idle. NULL: too few. */
+/* Where enough flows of some class wait to take the server that is offered: the first of all, in the queue's order, that would take it
+ * idle. NULL: too few. */
 static struct job *first_willing(const struct sim *sim, uint32_t balancer, struct offer offer, uint32_t *waiting)
 {
     const struct waiting *w = &sim->waiting[balancer];
+    const struct balancer *core = sim->balancers[balancer];
+    bool enough = false;
+    for (uint32_t sla = 0; sla < SLA_CLASSES && !enough; sla++)
+        enough = w->n[sla] > 0 && balancer_waiting_for(core, sla, offer.bid) < waiting_before(sim, balancer, sla);
+    if (!enough)
+        return NULL;
     for (uint32_t sla = 0; sla < SLA_CLASSES; sla++) {
         uint32_t last = waiting_before(sim, balancer, sla), first = last - w->n[sla];
-        uint32_t least = balancer_waiting_for(sim->balancers[balancer], sla, offer.bid);
-        uint32_t idle = balancer_waiting_for(sim->balancers[balancer], sla, offer.idle_bid);
-        if (w->n[sla] == 0 || least >= last)
+        uint32_t least = balancer_waiting_for(core, sla, offer.bid);
+        uint32_t idle = balancer_waiting_for(core, sla, offer.idle_bid);
+        uint32_t place = idle < least ? idle : least;
+        if (w->n[sla] == 0 || place >= last || least == UINT32_MAX)
             continue;
         struct job *j = w->head[sla];
-        for (uint32_t before = first; before < idle && before < least; before++)
+        for (uint32_t before = first; before < place; before++)
             j = j->next;
         *waiting = least > first ? least : first;
         return j;

@@ -163,16 +163,29 @@ struct offer {
     float bid, idle_bid;                    /* INFINITY: not known */
 };
 
-/* Where enough of a class wait to take the server that is offered: the first of this worker's that would take it idle. NULL: none. Which
- * places they have among the flows of all workers is not known: they are taken to lie evenly between the others'. */
+/* Do enough of some class wait, over all workers, to take the server that is offered? */
+static bool enough_wait(const struct worker_state *w, struct offer offer)
+{
+    uint32_t before = 0;
+    for (uint32_t c = 0; c < SLA_CLASSES; c++) {
+        const uint32_t all = atomic_load_explicit(&w->service->waiting[c], memory_order_relaxed);
+        before += all;
+        if (all && balancer_waiting_for(w->balancer, c, offer.bid) < before)
+            return true;
+    }
+    return false;
+}
+
+/* The first of this worker's flows of a class that would take the server idle that is offered; NULL: none. Which places they have among
+ * the flows of all workers is not known: they are taken to lie evenly between the others'. */
 static struct session *first_willing(const struct worker_state *w, uint32_t sla, uint32_t from, uint32_t all, struct offer offer,
                                      uint32_t *before)
 {
     const uint32_t own = (uint32_t)w->counters->queued_class[sla];
     const uint32_t least = balancer_waiting_for(w->balancer, sla, offer.bid);
-    if (own == 0 || all < own || least >= from + all)
-        return NULL;
     const uint32_t idle = balancer_waiting_for(w->balancer, sla, offer.idle_bid), place = idle < least ? idle : least;
+    if (own == 0 || all < own || place >= from + all || least == UINT32_MAX)
+        return NULL;
     uint32_t nth = place <= from ? 0 : (uint32_t)(((uint64_t)(place - from) * own + all - 1) / all);
     struct session *s = w->queue[sla].first;
     for (uint32_t i = 0; i < nth && s->queue_next; i++)
@@ -185,13 +198,14 @@ static struct session *first_willing(const struct worker_state *w, uint32_t sla,
  * was offered; where it is not known elders alone are asked. True: one went. */
 static bool try_others(struct worker_state *w, const struct session *tried, struct offer offer)
 {
+    const bool enough = offer.bid < INFINITY && enough_wait(w, offer);
     uint32_t from = 0, before;
     for (uint32_t c = 0; c < SLA_CLASSES; c++) {
         const uint32_t all = atomic_load_explicit(&w->service->waiting[c], memory_order_relaxed);
         struct session *s = w->queue[c].first;
         if (s && s != tried && is_elder(w, s->queued_ns) && try(w, s, from) != VERDICT_HELD)
             return !w->full;
-        if (offer.bid < INFINITY && (s = first_willing(w, c, from, all, offer, &before)) && try(w, s, before) != VERDICT_HELD)
+        if (enough && (s = first_willing(w, c, from, all, offer, &before)) && try(w, s, before) != VERDICT_HELD)
             return !w->full;
         from += all;
     }

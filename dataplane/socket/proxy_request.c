@@ -132,10 +132,12 @@ enum verdict request_try(struct session *s, uint32_t before, bool unheld)
     struct worker_state *w = s->worker;
     bool first_try = s->attempts == 0;
     struct flow_key key = {.hash = key_hash(s), .load = -1.0f, .route = s->route, .sla = s->sla, .waiting = before,
-                           .newcomer = s->state != SESSION_QUEUED, .unheld = unheld || !first_try || w->service->mode == MODE_TCP,
+                           .unheld = unheld || !first_try || w->service->mode == MODE_TCP,
                            .avoid = s->n_failed ? s->failed[0] : NO_SERVER};
     for (uint32_t i = 1; i < s->n_failed; i++)
         key.failed[key.n_failed++] = s->failed[i];
+    for (uint32_t c = 0; c < SLA_CLASSES && before && s->state != SESSION_QUEUED; c++)
+        key.queued[c] = atomic_load_explicit(&w->service->waiting[c], memory_order_relaxed);
     struct award award = balancer_dispatch(w->balancer, &key, w->now_ns);
     if (award.server == NO_SERVER) {
         w->held_bid = award.bid;

@@ -54,13 +54,29 @@ def test_a_newcomer_leaves_a_place_to_those_before_it_who_would_take_that_server
         farm.direct("bids", curves=curves, reserve=(CURVE_LOW + 1).astype(np.float32))
         farm.balancer.open(0, farm.now)
         slow = farm.balancer.open(1, farm.now)
-        yields = farm.dispatch(waiting=3, newcomer=True)
+        yields = farm.dispatch(waiting=3, queued=(0, 3, 0))
         assert (yields.server, yields.held, yields.bid, yields.idle_bid) == (NO_SERVER, True, 3.5, 0.5)
         assert farm.dispatch(waiting=3).server == 0  # as who has waited
         farm.balancer.close(slow, farm.now)
-        assert farm.dispatch(waiting=1, newcomer=True).held
-        assert farm.dispatch(waiting=2, newcomer=True).server == 1  # nobody before it wants the slow one
-        assert farm.dispatch(waiting=3, newcomer=True).held  # one does
+        assert farm.dispatch(waiting=1, queued=(0, 1, 0)).held
+        assert farm.dispatch(waiting=2, queued=(0, 2, 0)).server == 1  # nobody before it wants the slow one
+        assert farm.dispatch(waiting=3, queued=(0, 3, 0)).held  # one does
+
+
+def test_a_newcomer_yields_only_to_those_who_would_take_it_by_their_own_reserve():
+    with Farm(2) as farm:
+        curves = [whole_curve([1, 90]), whole_curve([2.5, 90])]
+        farm.direct("bids", curves=curves, reserve=flat(3), sla_reserve=(0.5, 1, 0.5))
+        farm.balancer.open(0, farm.now)
+        assert farm.dispatch(waiting=1, queued=(1, 0, 0)).server == 1  # to gold, at 1.5, it is too dear
+        assert farm.dispatch(waiting=1, queued=(0, 1, 0)).held
+
+
+def test_under_the_classic_rule_nobody_yields_since_bids_hang_on_the_flow():
+    with Farm(1) as farm:
+        farm.direct("classic", classic=classic_rows([{"capacity": 10}]), reserve=flat(3))
+        farm.balancer.open(0, farm.now, load=1)
+        assert farm.dispatch(load=0.1, waiting=1, queued=(0, 1, 0)).server == 0
 
 
 @pytest.mark.parametrize(("sla", "held"), [(GOLD, False), (SILVER, True), (BRONZE, True)])

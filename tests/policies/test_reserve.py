@@ -254,3 +254,12 @@ def test_lost_records_are_no_evidence():
     watch = Overtaking()
     watch.update(records([(0, 3, 0), (2, 4, 2)]), 10, np.ones(1, dtype=np.uint64), np.ones(1))
     assert watch.chances == 0.0
+
+
+def test_gold_is_not_passed_by_silver_while_pipes_are_full():
+    w = world(0.95, 4, flows=40_000, gold=0.1, bronze=0.3)
+    result = run(w)
+    classes = result.classes[len(result.records) - len(result.fct) :]
+    gold, silver, bronze = (result.fct[classes == i].mean() for i in range(3))
+    assert gold < 0.9 * silver
+    assert silver < bronze
