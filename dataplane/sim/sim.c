@@ -261,31 +261,24 @@ static struct job *first_waiting(const struct waiting *w)
     return first;
 }
 
-/* Where enough flows of some class wait to take the server that is offered: the first of all, in the queue's order, that would take it
- * idle. NULL: too few. */
+/* Where enough flows of some class wait to take the server on offer: the first of all that would take it idle. NULL: too few. */
 static struct job *first_willing(const struct sim *sim, uint32_t balancer, struct offer offer, uint32_t *waiting)
 {
     const struct waiting *w = &sim->waiting[balancer];
-    const struct balancer *core = sim->balancers[balancer];
+    struct job *found = NULL;
     bool enough = false;
-    for (uint32_t sla = 0; sla < SLA_CLASSES && !enough; sla++)
-        enough = w->n[sla] > 0 && balancer_waiting_for(core, sla, offer.bid) < waiting_before(sim, balancer, sla);
-    if (!enough)
-        return NULL;
     for (uint32_t sla = 0; sla < SLA_CLASSES; sla++) {
-        uint32_t last = waiting_before(sim, balancer, sla), first = last - w->n[sla];
-        uint32_t least = balancer_waiting_for(core, sla, offer.bid);
-        uint32_t idle = balancer_waiting_for(core, sla, offer.idle_bid);
-        uint32_t place = idle < least ? idle : least;
-        if (w->n[sla] == 0 || place >= last || least == UINT32_MAX)
+        uint32_t last = waiting_before(sim, balancer, sla), before = last - w->n[sla];
+        uint32_t least = balancer_waiting_for(sim->balancers[balancer], sla, offer.bid);
+        uint32_t idle = balancer_waiting_for(sim->balancers[balancer], sla, offer.idle_bid), place = idle < least ? idle : least;
+        enough |= w->n[sla] > 0 && least < last;
+        if (found != NULL || w->n[sla] == 0 || place >= last || least == UINT32_MAX)
             continue;
-        struct job *j = w->head[sla];
-        for (uint32_t before = first; before < place; before++)
-            j = j->next;
-        *waiting = least > first ? least : first;
-        return j;
+        *waiting = least > before ? least : before;
+        for (found = w->head[sla]; before < place; before++)
+            found = found->next;
     }
-    return NULL;
+    return enough ? found : NULL;
 }
 
 /* One balancer's queue moves on. Who comes first is offered what is free as if nobody waited before it; a server too dear for it
