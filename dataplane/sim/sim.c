@@ -289,7 +289,7 @@ static void release_at(struct sim *sim, uint32_t balancer)
     struct job *j;
     while ((j = first_waiting(w)) != NULL) {
         struct offer offer;
-        uint32_t waiting;
+        uint32_t waiting = 0;
         enum placed placed = release(sim, j, 0, &offer);
         if (placed == PLACE_HELD && (j = first_willing(sim, balancer, offer, &waiting)) != NULL)
             placed = release(sim, j, waiting, &offer);
