@@ -86,34 +86,36 @@ static struct award dispatch_avoiding(struct balancer *b, struct book *k, const 
 }
 
 /* What the server would bid if it were idle. A server with flows in flight bids more, and so asks for a longer queue; but the place
- * there is for the first in the queue who would take it idle, or flows that came later would overtake for as long as there is a queue. */
+ * there is for the first in the queue who would take it idle, or flows that came later would overtake for as long as there is a queue.
+ * Under the classic rule bids hang on the flow: there it is what it bids. */
 static float idle_bid(const struct balancer *b, const struct book *k, const struct award *award)
 {
     uint32_t i = award->server;
     return k->rule_id == RULE_BIDS ? curve_at(k->curve[i], 0) * k->scale[i] / b->ramp[i] : award->bid;
 }
 
-/* Would one that waits, and goes before this newcomer, take that server idle? (Under the classic rule bids hang on the flow.) */
-static bool is_anothers(const struct book *k, const struct flow_key *key, float idle)
+/* Would one that waits, and goes before this newcomer, take that server idle? */
+static bool is_anothers(const struct balancer *b, const struct book *k, const struct flow_key *key, const struct award *award)
 {
+    if (key->waiting == 0 || k->rule_id != RULE_BIDS)
+        return false;
     uint32_t before = 0;
-    for (uint32_t c = 0; c <= key->sla && c < SLA_CLASSES && k->rule_id == RULE_BIDS; c++) {
+    for (uint32_t c = 0; c <= key->sla && c < SLA_CLASSES; c++) {
         before += key->queued[c];
-        if (key->queued[c] && idle <= curve_at(k->held_above, before - 1) * k->sla_reserve[c])
+        if (key->queued[c] && idle_bid(b, k, award) <= curve_at(k->held_above, before - 1) * k->sla_reserve[c])
             return true;
     }
     return false;
 }
 
 /* Does the flow wait although somebody bids? Only while a server that it may use has a flow in flight, whose end looks again. */
-static enum held is_held(const struct balancer *b, const struct book *k, const struct flow_key *key, struct award *award)
+static enum held why_held(const struct balancer *b, const struct book *k, const struct flow_key *key, const struct award *award)
 {
     if (k->held_above == NULL || key->unheld)
         return HELD_NOT;
     float factor = key->sla < SLA_CLASSES ? k->sla_reserve[key->sla] : 1.0f;
-    award->idle_bid = idle_bid(b, k, award);
     if (award->bid <= curve_at(k->held_above, key->waiting) * factor)
-        return is_anothers(k, key, award->idle_bid) ? HELD_YIELDS : HELD_NOT;
+        return is_anothers(b, k, key, award) ? HELD_YIELDS : HELD_NOT;
     for (uint32_t r = 0; r < b->n_ready; r++)
         if (word_in_flight(b, b->ready[r]))
             return HELD_DEAR;
@@ -163,8 +165,9 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
             COUNT(b->me->no_server_down, 1);
         return award;
     }
-    award.held = is_held(b, k, key, &award);
+    award.held = why_held(b, k, key, &award);
     if (award.held != HELD_NOT) {
+        award.idle_bid = idle_bid(b, k, &award);
         award.server = NO_SERVER;
         award.full = 1;
         COUNT(b->me->held, 1);
