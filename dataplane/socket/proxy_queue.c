@@ -11,10 +11,11 @@
  * the server has nothing to do, so a flow of its own goes first when it came within HOP_NS of the other.
  *
  * When the first is held, others may still go: the reserve is a curve over the flows that wait before one, so the dearer
- * server that the first does not want may be right for one further behind. Where enough wait for it, it goes to the first who would
- * take that server idle: a second flow in a fast server's pipe, for one, needs a queue, and is for who stands first in it. New flows are asked likewise, unless a look is about to be made: what
- * became free belongs to those who wait, and no worker lives on the places that its own flows leave. Between the look and
- * the award another worker may be quicker, so a cap may be overshot by workers - 1 flows, never more.
+ * server that the first does not want may be right for one further behind. Where enough of some class wait for a server, it
+ * goes to the first of all who would take it idle: a second flow in a fast server's pipe, for one, needs a queue, and is for
+ * who stands first in it. A new flow is asked at once, and gets what nobody before it would take, unless a look is about to
+ * be made: what became free belongs to those who wait, and no worker lives on the places that its own flows leave. Between
+ * the look and the award another worker may be quicker, so a cap may be overshot by workers - 1 flows, never more.
  */
 #include "proxy.h"
 
