@@ -128,9 +128,8 @@ class Overtaking:
         )
         most, overtaken = limit[at], found - left
         chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
-        self._proofs[:, 0] += np.bincount(at, overtaken + 1.0 >= most, len(limit))
-        self._proofs[:, 1] += np.bincount(at, overtaken >= most, len(limit))
         taken = np.bincount(at, overtaken >= most, len(limit))
+        self._proofs += np.stack([np.bincount(at, overtaken + 1.0 >= most, len(limit)), taken], axis=1)
         keep = np.exp(-chances.sum() / CHANCES_KEPT)
         self._chances = self._chances * keep + chances
         self._taken = self._taken * keep + taken
@@ -146,7 +145,8 @@ class Overtaking:
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
         self._proofs[enough.any(axis=1)] = 0.0
-        # Where it was raised once and the new limit has not been kept since, what is taken counts.
+        # Where it was raised once and the new limit has not been kept since, what is taken counts: on shared cores each
+        # raise would wipe what speaks for sharing, and a few chances in a row are kept by luck.
         wiped = more & (self._raised == 0.0)
         self._raised[more] = 1.0
         self._chances[wiped] = self._taken[wiped] = 0.0
