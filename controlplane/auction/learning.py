@@ -18,6 +18,7 @@ Exploration   epsilon: the share of random actions. With 0 nothing is tried that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -135,7 +136,7 @@ class Continuous(SensitivityLearner):
         return changed
 
 
-class ActionLearner(SensitivityLearner):
+class ActionLearner(SensitivityLearner, ABC):
     """A learner that chooses among the three actions and is paid one update later.
 
     States are rows (ρ, task load, sensitivity, risk aversion). Subclasses have _learn and _choose.
@@ -163,13 +164,13 @@ class ActionLearner(SensitivityLearner):
         changed: Floats = sensitivity * self._factor[self.action]
         return changed
 
+    @abstractmethod
     def _learn(self, rows: Rows, state: Floats, action: Rows, reward: Floats, following: Floats) -> None:
         """Take in what these servers did, were paid, and came to; all (rows,) or (rows, 4)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _choose(self, state: Floats) -> Rows:
         """Return an action for each server, (servers,)."""
-        raise NotImplementedError
 
     def _epsilon_greedy(self, value: Floats) -> Rows:
         """Return the best of each row of value (servers, actions), or with probability ε any."""
