@@ -64,7 +64,7 @@ def test_flows_wait_and_none_is_lost(tmp_path, workers):
 def test_a_server_that_dies_while_flows_are_held_holds_nobody(tmp_path):
     with (
         Farm.of_speeds([8, 1, 1], workers=1, demand="exponential:20") as farm,
-        Running(tmp_path, farm.addresses, reserve="learned", health={"inter": "200ms", "fall": 2}) as running,
+        Running(tmp_path, farm.addresses, health={"inter": "200ms", "fall": 2}) as running,  # by default
     ):
         with Load(running.port, connections=20) as load:  # more than it may have when it stops
             wait_until(lambda: running.service["classes"]["silver"]["waited"] > 0, 20)
@@ -104,3 +104,17 @@ def test_operators_change_servers_and_policies_while_flows_are_held(tmp_path):
         load.assert_nothing_lost()
         gold.assert_nothing_lost()
         assert running.service["in_flight"] == running.service["queued"] == 0
+
+
+@pytest.mark.parametrize(("keys", "mode"), [({}, "off"), ({"reserve": "classic", "policy": "auction"}, "classic")])
+def test_in_mode_tcp_nothing_is_held_by_default_and_the_classic_reserve_flags(tmp_path, keys, mode):
+    with (
+        Farm.of_speeds([4, 1], workers=1, demand="fixed:5") as farm,
+        Running(tmp_path, farm.addresses, mode="tcp", **keys) as running,
+        Load(running.port, connections=6) as load,
+    ):
+        load.run_for(200)
+        assert running.service["reserve"]["mode"] == mode
+        wait_until(lambda: (running.service["reserve"]["value"] is None) == (mode == "off"))
+        assert running.service["totals"]["held"] == 0
+        load.assert_nothing_lost()

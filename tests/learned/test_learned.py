@@ -129,6 +129,14 @@ def test_the_base_policy_decides_alone_where_the_network_may_not(tmp_path: Path,
     assert policy.invalid == (5 if why == "nan" else 0)
 
 
+def test_by_default_nothing_is_held_under_a_network_that_has_a_say(tmp_path: Path) -> None:
+    """Nothing is trained with flows held back; where it was trained for several balancers alone, one is the base's."""
+    for balancers, held in (((1, 8), "off"), ((2, 8), "learned")):
+        policy = learned(save(tmp_path / "p.safetensors", random(), ranges=ranges(balancers=balancers)))
+        assert policy._as_trained(observation(4, reserve="auto")).reserve == held
+        assert policy._as_trained(observation(4, reserve="learned")).reserve == "learned"
+
+
 # --- the environments ---
 
 

@@ -263,3 +263,21 @@ def test_gold_is_not_passed_by_silver_while_pipes_are_full():
     gold, silver, bronze = (result.fct[classes == i].mean() for i in range(3))
     assert gold < 0.9 * silver
     assert silver < bronze
+
+
+def test_by_default_it_holds_with_one_balancer_and_not_with_two():
+    w = world(0.85, 1, flows=6_000)
+    auto, learned, off = (run(w, reserve).fct.tobytes() for reserve in ("auto", "learned", "off"))
+    assert auto == learned != off
+    two = world(0.85, 1, flows=6_000, balancers=2)
+    assert run(two, "auto").fct.tobytes() == run(two, "off").fct.tobytes()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shared_cores_with_heavy_tails_do_not_pass_for_queues(seed):
+    """A limit that was raised because flows overtook must not wipe what speaks for sharing."""
+    w = replace(world(0.8, 4, BoundedPareto(0.02, ratio=1000.0), flows=60_000, service="sharing"), seed=seed)
+    policy = Watched()
+    run(w, policy=policy)
+    held = [directive.reserve is not None for directive in policy.decided]
+    assert np.mean(held) < 0.15
