@@ -18,7 +18,9 @@ def flows(draw):
     gaps = draw(st.lists(st.integers(0, 20), min_size=1, max_size=40))
     works = draw(st.lists(st.integers(1, 40), min_size=len(gaps), max_size=len(gaps)))
     farm = draw(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 4.0]), st.integers(1, 3)), min_size=1, max_size=4))
-    return np.cumsum(gaps) * 1_000_000, np.array(works) / 1e3, [s for s, _ in farm], [k for _, k in farm]
+    # No two workers come free at once: who then takes the head of a queue is for rounding to say.
+    apart = np.random.default_rng(1).random(len(gaps)) * 1e-6
+    return np.cumsum(gaps) * 1_000_000, np.array(works) / 1e3 + apart, [s for s, _ in farm], [k for _, k in farm]
 
 
 def fastest_free_worker(arrivals_ns, works, speeds, workers):
