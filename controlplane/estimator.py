@@ -7,10 +7,11 @@ Fit, for q = 1, 2, …   cap = Σ_{n≥q} C / Σ_{n≥q} T   throughput while at
                        it is full at the smallest q with cap·s <= q·(1 + 1/√samples), and then k >= q
      k                 the likeliest from there on, of completions with rate min(n, k)/s, up to the q beyond which the
                        data say clearly that it is not: cap·s is below what k = q + 1 would make of it
-Flows that share the cores of a server slow each other down from the first on, and s, which counts that in, makes too
-many workers of it. They are known by two signs together: the completions are likelier by far with fewer, faster
-workers, and those who found so many did take longer. Then k and s are the likeliest by the completions alone, which is
-exact for sharing whatever the distribution (Kelly, Reversibility and Stochastic Networks, 1979).
+Where s counts in that flows kept each other waiting, it makes too many workers of a server: where they share the cores,
+so that each slows the others down from the first on, and where chance let the test pass over q = k, so that s is of
+flows that queued. Both are known by two signs together: the completions are likelier with fewer, faster workers, and
+those who found so many did take longer. Then k is the likeliest by the completions alone, which is exact for sharing
+whatever the distribution (Kelly, Reversibility and Stochastic Networks, 1979), and s is k over what it ends while full.
 
 The first test assumes nothing of the service distribution (the likelihood alone would take deterministic k = 1 for 2),
 but stops early where samples are few; the likelihood then weighs what was seen at every n. Three things keep small
@@ -46,8 +47,9 @@ CLEARLY = 2.0
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
 
-# Sharing: fitted workers over likeliest ones, log-likelihood ratio, and times of those who found the server in use.
-SHARED_WORKERS, SHARED_LIKELIER, SHARED_LONGER = 1.15, 8.0, 1.15
+# Fewer workers than fitted: by how many, log-likelihood ratio (in dispersions), and times of those who found the
+# server in use, over those of the others.
+FEWER_BY, FEWER_LIKELIER, FEWER_LONGER = 0.25, 2.0, 1.15
 
 # Seconds in which nothing can be measured.
 NO_TIME = 1e-9
@@ -144,9 +146,9 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion * regularity)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.
     s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
-    shared, k_shared, s_shared = _sharing(profile, top, k_at, s_raw, dispersion)
-    k_at = np.where(full & shared, k_shared, k_at)
-    s_raw = np.where(full & shared, s_shared, s_raw)
+    fewer, k_fewer, s_fewer = _fewer(profile, top, k_at, s_raw, dispersion)
+    k_at = np.where(full & fewer, k_fewer, k_at)
+    s_raw = np.where(full & fewer, s_fewer, s_raw)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
     log_s = shrink(log_s, dispersion / np.maximum(samples, 1e-3), samples > 0) - prior
     k_raw = np.where(full, k_at, 1.0)
@@ -196,8 +198,8 @@ def _likeliest(
     return np.asarray(k[np.arange(len(s)), best])
 
 
-def _sharing(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) -> tuple[Bools, Floats, Floats]:
-    """Return whose flows share the cores, and the k and s that make its completions likeliest, (servers,) each."""
+def _fewer(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) -> tuple[Bools, Floats, Floats]:
+    """Return who has fewer workers than k, the k that makes its completions likeliest, and s, (servers,) each."""
     n = CURVE_N[:top]
     completions, time = profile.completions[:, :top], profile.time[:, :top]
     arrivals, found = profile.arrivals[:, :top], profile.found_fct[:, :top]
@@ -214,10 +216,14 @@ def _sharing(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float
         at_work = np.minimum(n, k[:, None]) / s[:, None]
         fitted = (completions * np.log(np.maximum(at_work, 1e-12)) - time * at_work).sum(axis=1)
         free, used = n < n[best][:, None], (n >= n[best][:, None]) & (n < k[:, None])
-        longer = _mean(found, arrivals, used) > SHARED_LONGER * _mean(found, arrivals, free)
-    fewer = (best > 0) & (k > SHARED_WORKERS * n[best])
-    likelier = likelihood[rows, best] - fitted > SHARED_LIKELIER * dispersion
-    return fewer & likelier & longer, n[best], 1.0 / np.maximum(rate[rows, best], 1e-12)
+        longer = _mean(found, arrivals, used) > FEWER_LONGER * _mean(found, arrivals, free)
+    fewer = (best > 0) & (k > n[best] + FEWER_BY)
+    likelier = likelihood[rows, best] - fitted > FEWER_LIKELIER * dispersion
+    # What it ends while full is seen; the likeliest rate, which is also of times when it was not, stands in for it.
+    ended_full, time_full = _suffix_sums(completions)[rows, best], _suffix_sums(time)[rows, best]
+    s_likeliest = 1.0 / np.maximum(rate[rows, best], 1e-12)
+    s_full = np.where(ended_full > FEW, n[best] * time_full / np.maximum(ended_full, 1.0), s_likeliest)
+    return fewer & likelier & longer, n[best], s_full
 
 
 def _mean(total: Floats, count: Floats, at: Bools) -> Floats:

@@ -35,8 +35,8 @@ CLASS_RATIO, CLASSES_MAX = 1.03, 40
 # States of the chain below and above "all faster workers busy".
 STATES_BELOW, STATES_ABOVE = 1024, 4096
 
-# Of k, what may be an error or the way to the server and back: a worker that is idle for so small a part of the time.
-LIMIT_SLACK, LIMIT_PART = 0.02, 0.25
+# Of k, what may be an error, or the way to the server and back: workers are whole.
+LIMIT_SLACK, LIMIT_PART = 0.02, 0.5
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
 # It is less where its limit was not seen yet: it may bear more.
 PREFETCH, EXPLORE = 1.0, 0.5
@@ -107,7 +107,7 @@ class Binding:
 
 
 def limits(k: Floats) -> Floats:
-    """Return the flows in flight that keep k workers busy, whole numbers >= 1; a small part of k is the way there."""
+    """Return the flows in flight that keep k workers busy, whole numbers >= 1: the nearest, less the way there."""
     return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - LIMIT_PART), 1.0)
 
 
