@@ -39,7 +39,7 @@ STATES_BELOW, STATES_ABOVE = 1024, 4096
 LIMIT_SLACK, LIMIT_PART = 0.02, 0.5
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
 # It is less where its limit was not seen yet: it may bear more.
-PREFETCH, EXPLORE = 1.0, 0.5
+PREFETCH, EXPLORE = 0.7, 0.5
 # Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
 # is the next that gets one, and bronze, since it leaves the dearer ones to the others (docs/auction.md).
 SLA_RESERVE = (0.5, 1.0, 0.5)
@@ -107,13 +107,14 @@ class Binding:
 
 
 def limits(k: Floats) -> Floats:
-    """Return the flows in flight that keep k workers busy, whole numbers >= 1: the nearest, less the way there."""
+    """Return the flows in flight that keep k workers busy: the nearest whole numbers >= 1, less the way there."""
     return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - LIMIT_PART), 1.0)
 
 
-def bind_late(lam: float, mu: Floats, k: Floats, limit: Floats, tried: Floats | None = None) -> Binding:
+def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None) -> Binding:
     """Return bids that are t/C up to each server's limit, and above it so that its pipe does not run dry.
 
+    limit: workers of each server. They are whole: k as it was fitted, 1.1 or 0.9, would make equal servers unequal.
     tried: flows in flight up to which a server is to be tried whose limit was not seen yet; 0 where it was.
 
     The reserve is R(q) = (q + 1)/C, the time in which q others and the flow itself leave the queue: a bid of (t + f)/C
@@ -122,8 +123,8 @@ def bind_late(lam: float, mu: Floats, k: Floats, limit: Floats, tried: Floats | 
     n = len(mu)
     label = classes_of(mu)
     count = int(label.max(initial=-1)) + 1
-    slots: Floats = np.bincount(label, weights=k, minlength=count).astype(np.float64)
-    rates: Floats = np.bincount(label, weights=k * mu, minlength=count).astype(np.float64)
+    slots: Floats = np.bincount(label, weights=limit, minlength=count).astype(np.float64)
+    rates: Floats = np.bincount(label, weights=limit * mu, minlength=count).astype(np.float64)
     capacity = float(rates.sum())
     wanted = np.asarray(thresholds(lam, rates / slots, slots)[label])
     reserve = (CURVE_N + 1.0) / capacity
@@ -136,7 +137,7 @@ def bind_late(lam: float, mu: Floats, k: Floats, limit: Floats, tried: Floats | 
     # In the time in which it ends PREFETCH·e flows the queue would not empty, so it would take this one anyway.
     tried = np.zeros(n) if tried is None else tried
     times = np.where(tried > limit, EXPLORE, PREFETCH)
-    ahead = np.ceil(np.maximum(beyond, 0.0) * (times * capacity / (k * mu))[:, None])
+    ahead = np.ceil(np.maximum(beyond, 0.0) * (times * capacity / (limit * mu))[:, None])
     level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
     deep = beyond > np.maximum(np.ceil(np.sqrt(limit)), tried - limit)[:, None]
     curves = np.where(deep, TOO_DEAR * CURVE_N[-1], level) / capacity
@@ -194,7 +195,7 @@ class LateBinding:
         if self._way_share(may, fit) > WAY_MOST:
             return None
         mu = np.maximum(1.0 - failing, 1e-3) / self.speeds.refine(fit.s, fit.samples)
-        found = bind_late(learner.arrival_rate, mu[may], k[may], limit[may], tried[may])
+        found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may])
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
         wanted = np.zeros(n)
