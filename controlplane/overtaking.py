@@ -119,10 +119,11 @@ class Overtaking:
         begin = np.searchsorted(closed, since, side="right")
         end = np.searchsorted(closed, candidates["closed_ns"].astype(np.int64), side="right")
         at, found = candidates["server"].astype(np.intp), candidates["found"].astype(np.float64)
-        # Those that were there before it and left before it, or with it.
+        # Those that were there before it and left before it, or with it. Flows may be dispatched at one moment: those
+        # are taken for earlier ones, and it itself is among them.
         left = np.array(
             [
-                np.count_nonzero((dispatched[b:e] < t) & (server[b:e] == i))
+                np.count_nonzero((dispatched[b:e] <= t) & (server[b:e] == i)) - 1
                 for b, e, t, i in zip(begin, end, since, at, strict=True)
             ]
         )

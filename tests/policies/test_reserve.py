@@ -250,6 +250,13 @@ def test_who_leaves_before_two_that_came_earlier_proves_a_second_worker():
     assert watch.proven[0] == pytest.approx(2.0, abs=0.01)
 
 
+def test_flows_that_were_dispatched_at_one_moment_do_not_overtake_each_other():
+    # One worker, and b sent in one go with a, whom it found there: it leaves after a, as it should.
+    watch = Overtaking()
+    watch.update(records([(0, 3, 0), (0, 4, 1)]), 2, np.ones(1, dtype=np.uint64), np.ones(1))
+    assert (watch.chances, watch.taken) == (pytest.approx(1 / 2), 0.0)
+
+
 def test_lost_records_are_no_evidence():
     watch = Overtaking()
     watch.update(records([(0, 3, 0), (2, 4, 2)]), 10, np.ones(1, dtype=np.uint64), np.ones(1))
@@ -263,6 +270,20 @@ def test_gold_is_not_passed_by_silver_while_pipes_are_full():
     gold, silver, bronze = (result.fct[classes == i].mean() for i in range(3))
     assert gold < 0.9 * silver
     assert silver < bronze
+
+
+def test_unequal_workers_are_told_apart_within_seconds():
+    # Eight servers of one speed; 0.2 ms there and as much back. A server taken for one worker more keeps a flow waiting.
+    workers, ratios, mean, way = [1, 1, 2, 2, 4, 4, 8, 8], [], 0.03, 0.0002
+    for seed in range(12):
+        servers = [Server(workers=k, delay=way) for k in workers]
+        arrivals = Poisson(0.8 * sum(workers) / mean)
+        found = World(servers, arrivals, Exponential(mean), seed=seed, flows=13_600, warmup=5.0, rings=True)
+        result = Simulation(found, ring_slots=16384).run(Adaptive(), reserve="auto")
+        begun, work = result.records["arrival_ns"], result.records["work_ns"] * 1e-9
+        best = central_queue(begun, work, [1.0] * 8, workers)[begun >= 5_000_000_000]
+        ratios.append((result.fct.mean() - 2.0 * way) / best.mean())
+    assert np.mean(ratios) < 1.0075
 
 
 def test_by_default_it_holds_with_one_balancer_and_not_with_two():
