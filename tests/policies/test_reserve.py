@@ -273,7 +273,7 @@ def test_gold_is_not_passed_by_silver_while_pipes_are_full():
 
 
 def test_unequal_workers_are_told_apart_within_seconds():
-    # Eight servers of one speed; 0.2 ms there and as much back. A server taken for one worker more keeps a flow waiting.
+    # Eight servers of one speed, 0.2 ms away. One that is taken for a worker more keeps a flow waiting.
     workers, ratios, mean, way = [1, 1, 2, 2, 4, 4, 8, 8], [], 0.03, 0.0002
     for seed in range(12):
         servers = [Server(workers=k, delay=way) for k in workers]
