@@ -47,9 +47,13 @@ CLEARLY = 2.0
 # Shortest time that a flow is taken to last, seconds, and the longest.
 TIME_FLOOR, TIME_CEILING = 1e-6, 1e6
 
-# Fewer workers than fitted: by how many, log-likelihood ratio (in dispersions), and times of those who found the
-# server in use, over those of the others.
-FEWER_BY, FEWER_LIKELIER, FEWER_LONGER = 0.25, 2.0, 1.15
+# Fewer workers than fitted: by how many, log-likelihood ratio in dispersions (of a server that is hardly known), and
+# times of those who found the server in use, over those of the others.
+FEWER_BY, FEWER_LIKELIER, FEWER_LIKELIER_NEW, FEWER_LONGER = 0.25, 2.0, 8.0, 1.15
+
+# Completions from which on a server is known. Before, and so after a change, one flow more than it seems to bear is
+# what shows that it bears more: one that sped up still has the long times in s.
+SETTLED = 64.0
 
 # Seconds in which nothing can be measured.
 NO_TIME = 1e-9
@@ -218,7 +222,8 @@ def _fewer(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) 
         free, used = n < n[best][:, None], (n >= n[best][:, None]) & (n < k[:, None])
         longer = _mean(found, arrivals, used) > FEWER_LONGER * _mean(found, arrivals, free)
     fewer = (best > 0) & (k > n[best] + FEWER_BY)
-    likelier = likelihood[rows, best] - fitted > FEWER_LIKELIER * dispersion
+    least = np.where(ended > SETTLED, FEWER_LIKELIER, FEWER_LIKELIER_NEW)
+    likelier = likelihood[rows, best] - fitted > least * dispersion
     # What it ends while full is seen; the likeliest rate, which is also of times when it was not, stands in for it.
     ended_full, time_full = _suffix_sums(completions)[rows, best], _suffix_sums(time)[rows, best]
     s_likeliest = 1.0 / np.maximum(rate[rows, best], 1e-12)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.estimator import Fit
+from controlplane.estimator import SETTLED, Fit
 from controlplane.learner import Learner
 from controlplane.overtaking import SHARING_FROM, SHARING_UNTIL, Overtaking
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation, Profile
@@ -35,8 +35,8 @@ CLASS_RATIO, CLASSES_MAX = 1.03, 40
 # States of the chain below and above "all faster workers busy".
 STATES_BELOW, STATES_ABOVE = 1024, 4096
 
-# Of k, what may be an error, or the way to the server and back: workers are whole.
-LIMIT_SLACK, LIMIT_PART = 0.02, 0.5
+# Of k, what may be an error, or the way to the server and back: workers are whole. The last: of a server hardly known.
+LIMIT_SLACK, LIMIT_PART, LIMIT_PART_NEW = 0.02, 0.5, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
 # It is less where its limit was not seen yet: it may bear more.
 PREFETCH, EXPLORE = 0.7, 0.5
@@ -106,9 +106,10 @@ class Binding:
     limit: Floats  # (servers,) flows in flight from which on it takes one only for a long queue
 
 
-def limits(k: Floats) -> Floats:
+def limits(k: Floats, samples: Floats) -> Floats:
     """Return the flows in flight that keep k workers busy: the nearest whole numbers >= 1, less the way there."""
-    return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - LIMIT_PART), 1.0)
+    part = np.where(samples > SETTLED, LIMIT_PART, LIMIT_PART_NEW)
+    return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - part), 1.0)
 
 
 def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None) -> Binding:
@@ -150,7 +151,7 @@ def at_work(profile: Profile, k: Floats) -> Floats:
     There s, and with it k, is too large, since flows that found few were slowed by those that came after. With FIFO
     the ratio of the rates is k or, with demands alike, more.
     """
-    limit = limits(k)[:, None]
+    limit = limits(k, profile.completions.sum(axis=1))[:, None]
     below = (CURVE_N >= 1.0) & (limit > CURVE_N)
     above = limit <= CURVE_N
     each = (profile.completions * below).sum(axis=1), (profile.time * below * CURVE_N).sum(axis=1)
@@ -183,9 +184,9 @@ class LateBinding:
         if self._variation() < ALIKE:
             k = at_work(learner.profile, k)
         elif len(self.overtaking.proven) == len(k):
-            k, full = self._at_least(k, full)
+            k, full = self._at_least(k, full, fit.samples)
         most = np.maximum(o.maxconn, 1.0)
-        limit = np.minimum(limits(k), most)
+        limit = np.minimum(limits(k, fit.samples), most)
         # Not seen full: one flow more than was tried, so that a limit that was set too low is found out.
         tried = np.where(full, 0.0, np.minimum(np.maximum(fit.tried, limit), most))
         self._limit = limit
@@ -202,14 +203,14 @@ class LateBinding:
         curves[may], wanted[may] = found.curves, found.wanted
         return Binding(curves, found.reserve, wanted, limit)
 
-    def _at_least(self, k: Floats, full: Bools) -> tuple[Floats, Bools]:
+    def _at_least(self, k: Floats, full: Bools, samples: Floats) -> tuple[Floats, Bools]:
         """Return k, no less than was proven, and whose limit was seen; a server not seen full has as many more."""
         proven = self.overtaking.proven
         raised = np.maximum(k, proven)
         told = full | (proven > 0.0)
         if told.any():
             raised = np.where(told, raised, k * np.exp(np.log(raised[told] / k[told]).mean()))
-        return raised, full & (limits(raised) <= limits(k))
+        return raised, full & (limits(raised, samples) <= limits(k, samples))
 
     def _variation(self) -> float:
         """Return the servers' mean squared coefficient of variation of a flow's time there; 1 where little was seen."""
