@@ -45,8 +45,9 @@ PREFETCH, EXPLORE = 0.7, 0.5
 SLA_RESERVE = (0.5, 1.0, 0.5)
 # Bid of a server that is to have no more, in times of the reserve's greatest value.
 TOO_DEAR = 1e4
-# Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late.
-WAY_MOST = 0.06
+# Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late. Of one
+# worker; by the root of k less of k workers, of which one is free the sooner.
+WAY_MOST = 0.08
 # Completions on either side that make a ratio of rates.
 CLEAR = 32.0
 # Squared coefficient of variation of times at the servers below which demands are much alike: shared cores then keep
@@ -193,7 +194,7 @@ class LateBinding:
         unknown = self._seen and not self._known
         if not may.any() or not (fit.full & may).any() or self.sharing or unknown:
             return None
-        if self._way_share(may, fit) > WAY_MOST:
+        if self._way_share(may, fit) * np.sqrt(limit[may].mean()) > WAY_MOST:
             return None
         mu = np.maximum(1.0 - failing, 1e-3) / self.speeds.refine(fit.s, fit.samples)
         found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may])
