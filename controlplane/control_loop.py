@@ -56,9 +56,10 @@ class ControlLoop(Deployment):
         objective: str = "mean",
         reserve: str = "off",
         history: Iterable[Spec] = (),
+        cooling: Iterable[tuple[str, float, str]] = (),
         seed: int | None = None,
     ) -> None:
-        super().__init__(service, policy, interval, history, seed)
+        super().__init__(service, policy, interval, history, cooling, seed)
         self.segment, self.reserve = segment, reserve
         self.observer = Observer(segment, interval, balancers, objective, reserve)
         self.observation: Observation | None = None

@@ -254,7 +254,9 @@ class Controller:
         """Tell the supervisor what happens in a service's loop."""
 
         def changed(spec: Spec, why: str) -> None:
-            self.say(event="policy", service=name, policy=spec, why=why, history=list(service.loop.history))
+            loop = service.loop
+            kept = {"history": list(loop.history), "cooling": list(loop.cooling)}  # the next controller is given them
+            self.say(event="policy", service=name, policy=spec, why=why, **kept)
 
         service.loop.on_change = changed
         service.loop.on_event = lambda event: self.say(event="audit", service=name, **event)
@@ -289,6 +291,7 @@ def _loop(given: dict[str, Any], segment: Segment, interval: float) -> ControlLo
             objective=str(given.get("objective", "mean")),
             reserve=str(given.get("reserve", "off")),
             history=given.get("history", ()),
+            cooling=given.get("cooling", ()),
         )
 
     try:

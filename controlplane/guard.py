@@ -7,13 +7,14 @@ for five looks in a row: flows that queue together are not independent, and a bu
 Arrivals must be about what they were (a flash crowd is nobody's fault). Errors: 2 percentage points and six
 standard errors more than before.
 
-A policy that was rolled back, demoted or found worse is not set again for a minute (CoolDown): whoever sets it in a
-loop would make the traffic swing between the two.
+A policy that was rolled back, demoted or found worse is not set again for a minute (CoolDown), neither by a controller
+that was started since: whoever sets it in a loop would make the traffic swing between the two.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,8 +171,12 @@ def regression(
 class CoolDown:
     """Policies that were taken out of force lately, by their key, until when, and why."""
 
-    def __init__(self) -> None:
-        self._until: dict[str, tuple[float, str]] = {}
+    def __init__(self, known: Iterable[tuple[str, float, str]] = ()) -> None:
+        self._until: dict[str, tuple[float, str]] = {key: (float(until), why) for key, until, why in known}
+
+    def __iter__(self) -> Iterator[tuple[str, float, str]]:
+        """Yield key, until when and why of each, as the next controller takes them."""
+        return ((key, until, why) for key, (until, why) in self._until.items())
 
     def begin(self, key: str, now: float, why: str) -> None:
         """Keep a policy out for a while; now is the controller's clock in seconds."""
@@ -181,4 +186,4 @@ class CoolDown:
     def left(self, key: str, now: float) -> tuple[float, str]:
         """Return for how many seconds it is kept out still, 0: it is not, and why."""
         until, why = self._until.get(key, (0.0, ""))
-        return max(until - now, 0.0), why
+        return min(max(until - now, 0.0), COOL_DOWN), why

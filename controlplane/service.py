@@ -36,6 +36,7 @@ class LiveService:
         self.config = config
         self.policy: dict[str, Any] = config.policy.spec()
         self.policies_before: list[dict[str, Any]] = []  # latest last
+        self.policies_cooling: list[tuple[str, float, str]] = []  # taken out of force lately (guard.CoolDown)
         self.deployment = Followed()
         self.threads = settings.threads(config)
         self.table = ServerTable(settings.segment_limits(config).max_servers)
@@ -85,6 +86,7 @@ class LiveService:
             "reserve": self.reserve,
             "policy": self.policy,
             "history": self.policies_before,
+            "cooling": self.policies_cooling,
         }
 
     @property

@@ -289,6 +289,7 @@ class Supervisor:
             why = str(event.get("why", ""))
             self.log.info("%s: policy %s is in force: %s", service.name, spec.get("name"), why)
             service.note_policy(spec, why, event.get("history"))
+            service.policies_cooling = event.get("cooling", [])
 
     # --- changes ------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,13 @@ class Deployment:
     """The policy of one service, its incumbent and its history."""
 
     def __init__(
-        self, service: str, policy: str | Mapping[str, Any], interval: float, history: Iterable[Spec], seed: int | None
+        self,
+        service: str,
+        policy: str | Mapping[str, Any],
+        interval: float,
+        history: Iterable[Spec],
+        cooling: Iterable[tuple[str, float, str]],
+        seed: int | None,
     ) -> None:
         self.service, self.interval = service, interval
         self.history = History(history)
@@ -82,7 +88,7 @@ class Deployment:
         self.measured: dict[str, Any] | None = None  # the last switchback's result
         self._rng = np.random.default_rng(seed)
         self._now = 0.0
-        self._cool = CoolDown()
+        self.cooling = CoolDown(cooling)
         self._swap: Swap | None = None
         self._waiting: list[Callable[[str | None], None]] = []  # to be told once a change is published
         self._blend_low = False
@@ -171,7 +177,7 @@ class Deployment:
     def _give_up(self, decider: Decider, why: str) -> None:
         """Demote a policy that cannot decide: the incumbent takes its place, or least connections."""
         self.counts.demotions += 1
-        self._cool.begin(decider.chosen.key, self._now, f"demoted: {why}")
+        self.cooling.begin(decider.chosen.key, self._now, f"demoted: {why}")
         trial = self.trial
         if trial is not None and decider is trial.incumbent:
             self._tell("demoted", "controller", decider.chosen, why=why, to=DEMOTED_BY)
@@ -210,7 +216,7 @@ class Deployment:
             self._change(chosen, who)
             self._waiting.append(done)
             return
-        left, why = self._cool.left(chosen.key, self._now)
+        left, why = self.cooling.left(chosen.key, self._now)
         if left > 0 and not options.flag(given, "force", False):
             text = f"policy {chosen.name} cools down for {left:.0f} s more ({why}); --force sets it at once"
             raise ValueError(text)
@@ -389,7 +395,7 @@ class Deployment:
             return
         log.warning("%s: policy %s is worse than before: %s", self.service, self.chosen.name, verdict)
         self.counts.rollbacks += 1
-        self._cool.begin(self.chosen.key, self._now, f"rolled back by the guard: {verdict}")
+        self.cooling.begin(self.chosen.key, self._now, f"rolled back by the guard: {verdict}")
         self._tell("rolled back", "guard", to=str(self.history.last_spec()["name"]), why=verdict)
         if self.trial is not None:
             self._revert(f"rolled back by the guard: {verdict}")
@@ -423,7 +429,7 @@ class Deployment:
             self._tell("rolled back", "switchback", to=trial.incumbent.chosen.name, why=why)
             if trial.switchback.verdict != "undecided":
                 self.counts.rollbacks += 1
-                self._cool.begin(self.chosen.key, self._now, why)
+                self.cooling.begin(self.chosen.key, self._now, why)
             self._revert(f"rolled back, {why}")
         self.measured = result
 

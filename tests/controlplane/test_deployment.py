@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from controlplane import registry
 from controlplane.control_loop import LATE_MAX, REJECTED_MAX, SHADOW_CYCLES
 from controlplane.deployment.agreement import DEPTH, agreement, shares
 from controlplane.deployment.chosen import Chosen
-from controlplane.guard import COOL_DOWN
+from controlplane.guard import COOL_DOWN, CoolDown
 from controlplane.policy import CURVE_N, Directive, Observation
 from shm_layout.segment import SettingsData
 from tests.learned.files import random, save
@@ -190,6 +191,15 @@ def test_what_was_given_up_cools_down_unless_it_is_forced(farm):
     farm.loop.chosen.policy.error = KeyError("x")
     farm.watch(COOL_DOWN + 4.0)
     farm.set("split")
+
+
+def test_the_next_controller_keeps_out_what_cools_down():
+    first = CoolDown()
+    first.begin("split", 100.0, "demoted")
+    told = json.loads(json.dumps(list(first)))
+    assert CoolDown(told).left("split", 110.0) == (COOL_DOWN - 10.0, "demoted")
+    assert CoolDown(told).left("split", 0.0)[0] == COOL_DOWN  # before its first look it has no clock
+    assert CoolDown(told).left("wrr", 110.0)[0] == 0.0
 
 
 def test_a_switchback_reverts_what_is_worse(farm):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -117,6 +119,11 @@ def test_a_policy_that_harms_is_rolled_back_by_itself_and_cools_down(idle_cpu):
         assert status == 409
         assert "cools down" in answer["error"]
         assert "take longer than the p99 before" in answer["error"]
+        os.kill(running.pid("controller"), signal.SIGKILL)  # the next one knows of it
+        wait_until(lambda: running.process("controller")["restarts"] == 1 and running.process("controller")["up"], 20)
+        status, again = running.request("POST", "/v1/services/web/policy", harm)
+        assert status == 409
+        assert "take longer than the p99 before" in again["error"]
         set_policy(running, harm | {"force": True, "guard": False})
         load.run_for(50)
     load.assert_nothing_lost()
