@@ -127,7 +127,7 @@ class Overtaking:
                 for b, e, t, i in zip(begin, end, since, at, strict=True)
             ]
         )
-        most, overtaken = limit[at], found - left
+        most, overtaken = limit[at], found - np.maximum(left, 0)
         chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
         taken = np.bincount(at, overtaken >= most, len(limit))
         self._proofs += np.stack([np.bincount(at, overtaken + 1.0 >= most, len(limit)), taken], axis=1)
