@@ -147,6 +147,20 @@ def test_a_server_that_never_filled_is_not_called_full():
     assert f.s[0] == pytest.approx(0.01, rel=0.05)
 
 
+def test_one_worker_that_the_first_test_passed_over_is_not_taken_for_two():
+    """A real start of one worker of 33/s. cap·s = 30.4 · 39 ms = 1.19 passes 1 + 1/√samples = 1.15, and of those who
+    found none or one s is 50 ms. But with two in flight it ends 32/s, with one 28/s: e^4.5 to 1 against k = 1.65."""
+    time, done, found, spent = (np.zeros((1, len(CURVE_N))) for _ in range(4))
+    time[0, :5] = [1.36, 2.10, 1.97, 0.90, 0.37]
+    done[0, 1:5] = [58.4, 63.3, 31.6, 9.1]
+    found[0, :5] = [57.7, 62.6, 30.9, 11.2, 3.2]
+    spent[0, :5] = found[0, :5] * [0.0390, 0.0595, 0.0839, 0.1639, 0.1729]
+    f = fit(profile(1, time=time, completions=done, arrivals=found, found_fct=spent), np.zeros(1), np.ones(1))
+    assert f.full[0]
+    assert f.k[0] == pytest.approx(1.0)
+    assert 1.0 / f.s[0] == pytest.approx((58.4 + 63.3 + 31.6 + 9.1) / (2.10 + 1.97 + 0.90 + 0.37))  # what it ends
+
+
 def test_nothing_seen_means_the_weights():
     f = fit(profile(2), np.zeros(2), np.array([1.0, 4.0]))
     assert f.s[0] / f.s[1] == pytest.approx(4.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from controlplane.overtaking import Overtaking
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N, Directive, Observation
-from controlplane.reserve import bind_late, classes_of, thresholds
+from controlplane.reserve import bind_late, classes_of, limits, thresholds
 from dataplane.simulator import (
     BoundedPareto,
     Deterministic,
@@ -248,6 +248,20 @@ def test_who_leaves_before_two_that_came_earlier_proves_a_second_worker():
     rows = [(now + 2, now + 3, 2), (now + 4, now + 5, 2), (now, now + 8, 0), (now + 1, now + 9, 0)]
     watch.update(records(rows), 4, ids, one)
     assert watch.proven[0] == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_limit_is_the_nearest_number_of_workers_and_one_more_while_little_is_known():
+    k = np.array([1.4, 1.6, 4.3, 8.6])
+    assert limits(k, np.full(4, 1000.0)).tolist() == [1, 2, 4, 8]  # of 8.6 the way there and back has 0.2
+    assert limits(k, np.full(4, 20.0)).tolist() == [2, 2, 4, 9]
+
+
+@pytest.mark.parametrize(("workers", "holds"), [(1, True), (4, False)])
+def test_a_way_that_one_worker_bears_is_too_long_for_four(workers, holds):
+    # 0.4 ms there and back, 5 % of the time of a flow: more than 8 %/√4, less than 8 %.
+    w = world(0.85, workers, flows=10_000, delay=0.0002)
+    auto, off = (run(w, reserve).fct.tobytes() for reserve in ("auto", "off"))
+    assert (auto != off) == holds
 
 
 def test_flows_that_were_dispatched_at_one_moment_do_not_overtake_each_other():
