@@ -150,7 +150,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion * regularity)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.
     s_raw = np.where(samples > 0, s_q[rows, at] / np.where(full, np.clip(k_at, 1e-6, 1.0), 1.0), 1.0)
-    fewer, k_fewer, s_fewer = _fewer(profile, top, k_at, s_raw, dispersion)
+    fewer, k_fewer, s_fewer = _fewer(profile, completions_from, time_from, k_at, s_raw, dispersion)
     k_at = np.where(full & fewer, k_fewer, k_at)
     s_raw = np.where(full & fewer, s_fewer, s_raw)
     log_s = np.log(np.clip(s_raw, TIME_FLOOR, TIME_CEILING)) + prior
@@ -202,18 +202,21 @@ def _likeliest(
     return np.asarray(k[np.arange(len(s)), best])
 
 
-def _fewer(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) -> tuple[Bools, Floats, Floats]:
+def _fewer(
+    profile: Profile, completions_from: Floats, time_from: Floats, k: Floats, s: Floats, dispersion: float
+) -> tuple[Bools, Floats, Floats]:
     """Return who has fewer workers than k, the k that makes its completions likeliest, and s, (servers,) each."""
+    top = completions_from.shape[1]
     n = CURVE_N[:top]
     completions, time = profile.completions[:, :top], profile.time[:, :top]
     arrivals, found = profile.arrivals[:, :top], profile.found_fct[:, :top]
     rows = np.arange(len(k))
-    ended = completions.sum(axis=1)
+    ended = completions_from[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_n = np.log(np.maximum(n, 1.0))
         # With k = n: completions · log min(m, k), and the flows at work, summed over m; the likeliest rate of a worker.
-        worth = _prefix_sums(completions * log_n) + _suffix_sums(completions) * log_n
-        work = _prefix_sums(time * n) + _suffix_sums(time) * n
+        worth = _prefix_sums(completions * log_n) + completions_from * log_n
+        work = _prefix_sums(time * n) + time_from * n
         rate = ended[:, None] / np.maximum(work, NO_TIME)
         likelihood = np.where(n >= 1.0, worth + ended[:, None] * (np.log(np.maximum(rate, 1e-12)) - 1.0), -np.inf)
         best = likelihood.argmax(axis=1)
@@ -225,7 +228,7 @@ def _fewer(profile: Profile, top: int, k: Floats, s: Floats, dispersion: float) 
     least = np.where(ended > SETTLED, FEWER_LIKELIER, FEWER_LIKELIER_NEW)
     likelier = likelihood[rows, best] - fitted > least * dispersion
     # What it ends while full is seen; the likeliest rate, which is also of times when it was not, stands in for it.
-    ended_full, time_full = _suffix_sums(completions)[rows, best], _suffix_sums(time)[rows, best]
+    ended_full, time_full = completions_from[rows, best], time_from[rows, best]
     s_likeliest = 1.0 / np.maximum(rate[rows, best], 1e-12)
     s_full = np.where(ended_full > FEW, n[best] * time_full / np.maximum(ended_full, 1.0), s_likeliest)
     return fewer & likelier & longer, n[best], s_full
