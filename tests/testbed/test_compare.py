@@ -43,7 +43,7 @@ servers: [{speed: 1, workers: 2}, {speed: 3, workers: 2}]
 traffic:
   - {name: page, demand: {shape: exponential, mean: 30ms}}
   - {name: file, share: 0.5, demand: {shape: fixed, mean: 1ms}, size: 2000}
-load: 0.5
+load: 0.3
 seconds: 1500ms
 warmup: 400ms
 rounds: 1
@@ -91,7 +91,8 @@ def test_everybody_gets_the_same_requests_and_nobody_loses_one(compared: Any):
         assert 5 < one["cpu_us"] < 50_000
         assert len(one["utilisation"]) == 2
         assert set(one["kinds"]) == {"page", "file"}
-        assert one["kinds"]["file"]["mean"] < one["kinds"]["page"]["mean"]
+    file, page = (np.median([one["kinds"][kind]["mean"] for one in document["balancers"]]) for kind in ("file", "page"))
+    assert file < page  # 1 beside 30 ms of work; of one balancer alone a queue may hide that
     assert sorted(one["rank"] for one in document["balancers"]) == list(range(1, len(RIVALS) + 2))
     assert [one["name"] for one in document["references"]] == [runner.CENTRAL, runner.CLAIRVOYANT]
     for one in measured:
