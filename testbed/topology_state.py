@@ -125,7 +125,11 @@ def find(name: str) -> State | None:
 
 
 def all_states() -> list[State]:
-    """Every topology of this user that is up or was left behind."""
+    """Every topology of this user that is up or was left behind. What killed writers left half done is removed."""
+    for fresh in run_folder().glob("*.new"):
+        writer = fresh.stem.rpartition(".")[2]
+        if not (writer.isdigit() and started_at(int(writer))):
+            fresh.unlink(missing_ok=True)
     found = [read(path) for path in sorted(run_folder().glob("*.json"))]
     return [state for state in found if state is not None]
 

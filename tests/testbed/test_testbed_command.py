@@ -212,6 +212,18 @@ def test_down_removes_what_a_killed_starter_has_left(shell: Shell, seed: int):
     assert shell.is_clean_within(5.0), shell.left_behind()
 
 
+def test_what_a_killed_writer_left_half_written_is_removed_and_that_of_a_living_one_is_not(shell: Shell):
+    run = shell.folder / "run/vickrey/testbed"
+    run.mkdir(parents=True)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"pair.{ended.pid}.new", f"pair.{os.getpid()}.new"):
+        (run / name).write_text("{")
+    assert shell.json("status")["topologies"] == []
+    assert [path.name for path in run.glob("*.new")] == [f"pair.{os.getpid()}.new"]
+    (run / f"pair.{os.getpid()}.new").unlink()
+
+
 @needs_apache
 def test_a_killed_topology_is_replaced_by_the_next_of_its_name(shell: Shell):
     process = shell.start("up", str(shell.file))
