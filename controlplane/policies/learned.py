@@ -111,7 +111,7 @@ class Learned:
         o = self._as_trained(observation)
         if not np.array_equal(self._ids, o.ids):
             self._match_rows(o)
-        change = self._change(o)
+        change = counted_since(o, self._before)
         # The window is the last action's, as in training: the base policy decides before the network looks.
         directive = correction.decide_base(self.base, o, self._window)
         assert directive.curves is not None
@@ -133,17 +133,6 @@ class Learned:
         return replace(o, reserve="learned" if inert else "off")
 
     # --- what goes in -------------------------------------------------------------------------------------------------
-
-    def _change(self, o: Observation) -> Floats:
-        """Return what each server's counters grew by since the observation before, (servers, 4)."""
-        if self._before is None:
-            return np.zeros((o.n_servers, 4))
-        now = _counters(o)
-        same = o.same_since(self._before)
-        rows = np.flatnonzero(same)
-        # A server that is new, or whose counters began anew, has what it counted since.
-        now[rows] -= _counters(self._before)[rows]
-        return now
 
     def _match_rows(self, o: Observation) -> None:
         """Let what is remembered follow its server; of a new one nothing is known."""
@@ -225,6 +214,17 @@ class Learned:
         weights = np.where(known, np.clip(weights, self._weights / most, self._weights * most), weights)
         self._weights = weights
         return correction.by_weights(weights, self.manifest.rule, {"weight_given": weights})
+
+
+def counted_since(o: Observation, before: Observation | None) -> Floats:
+    """Return what each server's counters grew by since an observation, (servers, 4); zeros without one."""
+    if before is None:
+        return np.zeros((o.n_servers, 4))
+    now = _counters(o)
+    rows = np.flatnonzero(o.same_since(before))
+    # A server that is new, or whose counters began anew, has what it counted since.
+    now[rows] -= _counters(before)[rows]
+    return now
 
 
 def _counters(o: Observation) -> Floats:
