@@ -34,7 +34,6 @@ from testbed.demand import SHAPES
 from testbed.interrupts import Deferred
 
 GROUPS = ((4, 1.0), (2, 2.0), (2, 4.0))
-MEAN_S = 0.04
 FIGURES = ("mean", "p50", "p90", "p99")
 DEFAULT = (
     OURS,
@@ -60,7 +59,7 @@ def scenario(args: argparse.Namespace, workers: int, shape: str, load: float) ->
             "title": f"{workers} worker{'s' * (workers > 1)} a server, {shape} demand, {load:g}% of capacity",
             "shows": "",
             "servers": tuple({"count": count, "speed": speed, "workers": workers} for count, speed in GROUPS),
-            "traffic": ({"demand": {"shape": shape, "mean": f"{MEAN_S}s"}},),
+            "traffic": ({"demand": {"shape": shape, "mean": f"{args.mean}ms"}},),
             "load": load / 100,
             "seconds": f"{args.seconds}s",
             "warmup": f"{args.warmup}s",
@@ -153,6 +152,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4], help="workers a server (default 1 4)")
     parser.add_argument("--loads", type=float, nargs="+", default=[50, 70, 85, 95], help="percent of capacity")
     parser.add_argument("--demand", nargs="+", choices=list(SHAPES), default=["exponential", "pareto"])
+    parser.add_argument(
+        "--mean", type=float, default=40.0, help="work of a request, ms on a server of speed 1 (default 40)"
+    )
     parser.add_argument("--balancers", nargs="+", type=named, default=[*map(named, DEFAULT)], metavar="NAME")
     parser.add_argument("--seconds", type=float, default=30.0, help="counted part of a run (default 30)")
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds before it (default 5)")
