@@ -9,10 +9,11 @@ demands: no exploration, no credit to be assigned. What one episode says of one 
 taken together, by what the simulator knows of them and a balancer does not (REGIMES): a regression gives
 
     y(farm, u) = log of the mean completion time over the base policy's: a surface of second degree in u, whose slopes
-                 depend on the load, and on how many balancers there are
+                 depend on the load, and on how many balancers there are; drawing the farms anew tells how sure that is
 
-and the network (GRU over what a balancer sees, as in service) learns the corrections that have the least mean of y over
-farms and time, by its gradient. It has to find out by itself where it is, and where it cannot, to do what costs least.
+and the network (GRU over what a balancer sees, as in service) learns the corrections whose y, and DOUBT times its
+standard deviation, are least in the mean over farms and time, by its gradient. It has to find out by itself where it
+is, and where it cannot, to do what costs least.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from controlplane.agents.networks import RowNetwork
 from controlplane.directive import BID_MAX
-from controlplane.learned.encoding import encode
+from controlplane.learned.encoding import GLOBAL_COLUMNS, encode
 from controlplane.learned.manifest import BOUNDS, Manifest, Ranges, Training
 from controlplane.learned.policy_file import write
 from controlplane.learned.schema import FIVE, ActionSchema
@@ -78,6 +79,10 @@ REGIMES = ("ordered", "two, queues", "two, shared cores", "more, queues", "more,
 # Greatest y that counts, and the least deviation of episodes, as logarithms; what a unit of u must be worth; what rows
 # pay that do not follow m.
 WORST, NOISE, CAUTION, SHAPE = 0.15, 0.015, 0.0005, 0.3
+# Surfaces from farms drawn anew, and how many of their standard deviations a correction must be worth.
+DRAWN, DOUBT = 40, 2.0
+# Inputs that tell one scenario from another and say nothing of what it is like: in learning they are other farms'.
+BESIDE = [GLOBAL_COLUMNS.index(name) for name in ("servers", "flows", "interval")]
 HIDDEN = 16
 
 
@@ -196,7 +201,7 @@ def collect(seed: int, farms: int, workers: int, path: Path) -> dict[str, Any]:
             if number % 10 == 0:
                 print(f"{number} farms, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     data = {key: np.stack([one[key] for one in found]) for key in found[0]}
-    np.savez_compressed(path, **data)
+    np.savez_compressed(path, **data, seconds=time.monotonic() - began)
     return data
 
 
@@ -245,6 +250,12 @@ def surfaces(data: dict[str, Any], farms: NDArray[np.intp]) -> Floats:
 # --- what the network learns -----------------------------------------------------------------------------------------
 
 
+def doubted(data: dict[str, Any], farms: NDArray[np.intp], seed: int) -> Floats:
+    """Return surfaces (DRAWN, F, 9), each from the episodes of as many farms drawn from these with replacement."""
+    generator = np.random.default_rng([seed, 3])
+    return np.stack([surfaces(data, generator.choice(farms, len(farms))) for _ in range(DRAWN)])
+
+
 class Learner:
     """The network, and what it comes to on given farms."""
 
@@ -257,9 +268,14 @@ class Learner:
         self.relative = torch.tensor(data["relative"])
         self.levels = torch.tensor(FIVE)
 
-    def act(self, which: Any, side: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return u (B, T, 3), and the mean square (B, T) by which the rows' bids differ from what m gives them."""
+    def act(self, which: Any, side: Any, mixed: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return u (B, T, 3), and the mean square (B, T) by which the rows' bids differ from what m gives them.
+
+        mixed: farms from which the inputs BESIDE are taken; None: their own.
+        """
         rows, whole, active = (part[which, side] for part in self.parts)
+        if mixed is not None:
+            whole[:, :, BESIDE] = self.parts[1][mixed, side][:, :, BESIDE]
         logits = self.network.unroll(rows, whole, active, self.network.initial(len(rows), rows.shape[2]))
         mine = (logits[0].softmax(-1) @ self.levels)[..., 0] * SCHEMA.bounds["mu"]  # (B, T, n)
         both = logits[1].softmax(-1) @ self.levels  # (B, T, 2)
@@ -269,10 +285,11 @@ class Learner:
         scale = torch.tensor([SCHEMA.bounds["balancers"], SCHEMA.bounds["scale"], 1.0]) / torch.tensor(UNITS)
         return torch.cat([both, m[..., None]], -1) * scale.float(), rest
 
-    def worth(self, which: Any, side: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def worth(self, which: Any, side: Any, mixed: Any = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return y (B,), the mean u (B, 3), and what is to be paid for leaving the box and for rows out of shape."""
-        u, rest = self.act(which, side)
-        y = (self.table[which, None] * terms(u, torch.stack)).sum(-1)
+        u, rest = self.act(which, side, mixed)
+        each = torch.einsum("dbi,bti->dbt", self.table[:, which], terms(u, torch.stack).float())
+        y = each.mean(0) + DOUBT * each.var(0).add(1e-12).sqrt()
         total = -u[..., 0] + u[..., 1] + u[..., 2]
         outside = (u - torch.tensor(MOST)).relu() + (torch.tensor(LEAST) - u).relu()
         out = outside.sum(-1) + (total - SUMS[1]).relu() + (SUMS[0] - total).relu()
@@ -286,15 +303,16 @@ def learn(data: dict[str, Any], seed: int, epochs: int) -> tuple[RowNetwork, lis
     n = len(data["y"])
     held = np.random.default_rng(seed).permutation(n)[: n // 5]
     train = np.setdiff1d(np.arange(n), held)
-    judge = torch.tensor(surfaces(data, np.arange(n)), dtype=torch.float32)
-    learner = Learner(data, surfaces(data, train), seed)
+    judge = torch.tensor(doubted(data, held, seed), dtype=torch.float32)
+    learner = Learner(data, doubted(data, train, seed), seed)
     optimiser = torch.optim.AdamW(learner.network.parameters(), lr=3e-3, weight_decay=2e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     generator = np.random.default_rng([seed, 2])
     for epoch in range(epochs):
         worth = []
         for batch in np.array_split(generator.permutation(train), max(1, len(train) // 16)):
-            y, _, price = learner.worth(batch, generator.integers(2, size=len(batch)))
+            others = generator.choice(train, len(batch))
+            y, _, price = learner.worth(batch, generator.integers(2, size=len(batch)), others)
             optimiser.zero_grad()
             (y.mean() + price).backward()
             torch.nn.utils.clip_grad_norm_(learner.network.parameters(), 1.0)
@@ -331,6 +349,7 @@ def save(path: Path, network: RowNetwork, data: dict[str, Any], args: argparse.N
         hyper_parameters={
             "farms": len(data["y"]),
             "noise": NOISE,
+            "doubt": DOUBT,
             "arms": ARMS,
             "seconds": SECONDS,
             "epochs": args.epochs,
@@ -362,19 +381,20 @@ def main() -> None:
     parser.add_argument("--from", dest="episodes", help="learn from these episodes instead of new ones")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
-    began = time.monotonic()
+    began, before = time.monotonic(), 0.0
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     if args.episodes:
         with np.load(args.episodes) as file:
             data = dict(file)
+        before = float(data.pop("seconds"))
     else:
         data = collect(args.seed, args.farms, args.workers, out / "episodes.npz")
     usable = np.isfinite(data["y"]).all(axis=1) & (data["failed"] < 0.02)
     data = {key: value[usable] for key, value in data.items()}
     network, worth = learn(data, args.seed, args.epochs)
     print("\n".join(worth))
-    save(out / "several.safetensors", network, data, args, time.monotonic() - began)
+    save(out / "several.safetensors", network, data, args, before + time.monotonic() - began)
     print(out / "several.safetensors")
 
 
