@@ -41,6 +41,9 @@ TAIL_EVEN = 0.7
 # second value to the first as the load grows, in which own arrivals are measured by what servers seem to bear to one
 # balancer.
 SHARED_C, SHARED_C_PARALLEL, PARALLEL_LINE = 0.5, (1.0, 3.0), (5.0, 7.0)
+# Where cores are shared, and so many that most flows have one for themselves, c lies further above its least, by so
+# many times: from and to these parts of the own flows that are overtaken, and workers that a server seems to have.
+OVERTAKEN, CORES, CORES_C = (0.35, 0.39), (2.0, 3.0), 3.0
 
 
 class Adaptive:
@@ -111,7 +114,10 @@ class Adaptive:
         if not self.shared.parallel:
             return SHARED_C
         load = self.learner.arrival_rate / max(float(fit.capacity[may].sum()), 1e-12)
-        return float(np.clip(PARALLEL_LINE[0] - PARALLEL_LINE[1] * load, *SHARED_C_PARALLEL))
+        c = np.clip(PARALLEL_LINE[0] - PARALLEL_LINE[1] * load, *SHARED_C_PARALLEL)
+        shared = np.interp(self.shared.disorder, OVERTAKEN, (0.0, 1.0))
+        shared *= np.interp(np.median(fit.k[may]), CORES, (0.0, 1.0))
+        return float(c + CORES_C * shared * (c - SHARED_C_PARALLEL[0]))
 
     def _probing(self, fit: Fit, failing: Floats) -> Floats:
         """Return the factor on a server's first bid that its rising uncertainty earns it, 1 … 0."""

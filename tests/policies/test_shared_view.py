@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.learner import Learner
+from controlplane.policies import adaptive
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N
 from controlplane.shared_view import SharedView
@@ -145,8 +146,8 @@ def test_the_bid_is_the_wait_and_at_low_load_the_service_too():
 
 
 def test_without_records_it_bids_as_if_the_others_had_as_many():
-    adaptive = Adaptive()
-    directive = adaptive.decide(observation(2, balancers=4))
+    directive = Adaptive().decide(observation(2, balancers=4))
+    assert directive.curves is not None
     np.testing.assert_allclose(directive.curves, (4 * CURVE_N + 0.5) / directive.fitted["capacity"][:, None])
 
 
@@ -167,6 +168,20 @@ def test_servers_that_work_side_by_side_get_bids_by_capacity_and_load(fields):
 def test_at_moderate_load_own_flows_weigh_less_where_servers_work_side_by_side():
     w = world(flows=30_000, load=0.6, workers=4, speeds=(1, 1, 1, 1, 2, 2, 4, 4))
     assert run(Adaptive(), w).fct.mean() < 0.93 * run(Former(), w).fct.mean()
+
+
+@pytest.mark.parametrize(
+    ("fields", "least", "most"),
+    [
+        ({"balancers": 3, "workers": 8, "load": 0.55, "speeds": (1, 1, 1, 1, 2, 2, 4, 4)}, 0.0, 0.93),
+        ({"balancers": 4, "workers": 1, "load": 0.8}, 0.98, 1.02),  # one core: whoever comes slows the others
+    ],
+)
+def test_of_more_than_two_own_flows_weigh_less_where_most_have_a_core_for_themselves(monkeypatch, fields, least, most):
+    w = world(flows=40_000, service="sharing", **fields)
+    now = run(Adaptive(), w).fct.mean()
+    monkeypatch.setattr(adaptive, "CORES_C", 0.0)
+    assert least < now / run(Adaptive(), w).fct.mean() < most
 
 
 def test_what_a_server_was_is_forgotten_when_the_learner_sees_that_it_changed():
