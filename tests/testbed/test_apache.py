@@ -126,17 +126,27 @@ def event(root: Path, calibration: apache.Calibration) -> Iterator[Running]:
     yield from run(root, calibration, mpm="event", workers=4, keepalive_s=60.0)
 
 
+def cost_ms(root: Path, calibration: apache.Calibration, server: Running, path: str) -> float:
+    """What a page costs at the speed of the calibration, milliseconds: the least beside the best of calibrations in
+    between, since of two cores of a shared machine one may be half as fast, and which one changes by the second."""
+    costs, speeds = [], []
+    for i in range(7):
+        costs += [float(server.get(path)[1]["X-Cpu-Ms"]) for _ in range(3)]
+        speeds.append(apache.calibrate(root / f"again-{i}-{time.monotonic_ns()}", rounds=3).per_ms)
+    return min(costs) * max(speeds) / calibration.per_ms
+
+
 @needs_apache
 class TestPages:
-    def test_work_costs_the_cpu_time_that_is_asked_for(self, prefork: Running):
+    def test_work_costs_the_cpu_time_that_is_asked_for(
+        self, root: Path, calibration: apache.Calibration, prefork: Running
+    ):
         """Within a quarter: another engine on the same core warms and cools the caches."""
-        costs = [float(prefork.get("/?d=20")[1]["X-Cpu-Ms"]) for _ in range(7)]
-        assert statistics.median(costs) == pytest.approx(20, rel=0.25)
+        assert cost_ms(root, calibration, prefork, "/?d=20") == pytest.approx(20, rel=0.25)
 
-    def test_turns_cost_what_the_topology_says(self, prefork: Running):
+    def test_turns_cost_what_the_topology_says(self, root: Path, calibration: apache.Calibration, prefork: Running):
         """5,000,000 turns of 2 ns are 10 ms."""
-        costs = [float(prefork.get("/dummy.php/?n=5000000")[1]["X-Cpu-Ms"]) for _ in range(7)]
-        assert statistics.median(costs) == pytest.approx(10, rel=0.25)
+        assert cost_ms(root, calibration, prefork, "/dummy.php/?n=5000000") == pytest.approx(10, rel=0.25)
 
     def test_the_counter_is_printed_as_the_php_page_of_the_traces_prints_it(self, event: Running):
         assert event.get("/dummy.php/?n=12345")[2] == rb"4000\n8000\n12000"
