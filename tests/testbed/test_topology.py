@@ -212,6 +212,7 @@ class TestRunning:
     def test_the_truth_has_every_server_up_with_its_work_and_cost(self, running: Topology):
         for address in running.addresses:
             get(address, "/?d=20")
+        assert running.await_idle(5.0)
         rows = running.stats()
         assert [row["name"] for row in rows] == ["fast", "slow", "python"]
         for row in rows:
@@ -222,7 +223,6 @@ class TestRunning:
             assert row["busy"] == row["queued"] == 0
         assert [row["workers"] for row in rows] == [8, 8, 2]
         assert set(running.pids) >= {row["pid"] for row in rows}
-        assert running.await_idle(5.0)
 
     def test_a_quota_makes_a_request_wait_for_its_cpu(self, running: Topology):
         quotas = running.stats()[0]["quota_cores"], running.stats()[1]["quota_cores"]
