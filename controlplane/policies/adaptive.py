@@ -111,7 +111,7 @@ class Adaptive:
 
     def _constant(self, fit: Fit, may: Bools) -> float:
         """Return c of (K·n + c)/ŵ (docs/adaptive.md: the line was found by trying)."""
-        if not self.shared.parallel:
+        if not (self.shared.parallel and may.any()):
             return SHARED_C
         load = self.learner.arrival_rate / max(float(fit.capacity[may].sum()), 1e-12)
         c = np.clip(PARALLEL_LINE[0] - PARALLEL_LINE[1] * load, *SHARED_C_PARALLEL)

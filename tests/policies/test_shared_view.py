@@ -184,6 +184,14 @@ def test_of_more_than_two_own_flows_weigh_less_where_most_have_a_core_for_themse
     assert least < now / run(Adaptive(), w).fct.mean() < most
 
 
+def test_with_no_server_to_choose_the_bids_of_more_than_two_balancers_are_finite(monkeypatch):
+    policy = Adaptive()
+    monkeypatch.setattr(SharedView, "parallel", True)
+    directive = policy.decide(observation(2, balancers=4, active=np.zeros(2, dtype=bool)))
+    assert directive.curves is not None
+    assert np.isfinite(directive.curves).all()
+
+
 def test_what_a_server_was_is_forgotten_when_the_learner_sees_that_it_changed():
     rng = np.random.default_rng(5)
     begin, end, found = shared_server(rng, 0.02, 20.0, 1e-6, 300)
