@@ -1,6 +1,6 @@
 """Train the policy for several balancers from whole episodes of constant corrections, several of them on every farm.
 
-    python benchmarks/several_training.py --seed 1 --farms 228 --out runs/several  # 25 minutes of two cores
+    python benchmarks/several_training.py --seed 1 --farms 228 --out runs/several  # half an hour of two cores
     python benchmarks/several_training.py --from runs/several/episodes.npz --out runs/again  # learn from those
 
 What a correction is worth depends on the farm, and hardly changes within an episode. So for each farm that is drawn, an
@@ -91,8 +91,13 @@ class Queues(RandomTask):
     """Random farms of servers of some workers that keep the order of their flows, of which others have few."""
 
     def _farm(self, g: np.random.Generator, n: int) -> list[Server]:
-        workers = int(g.choice([2, 4, 8]))
-        return [replace(server, workers=workers, service="fifo") for server in super()._farm(g, n)]
+        workers, farm = int(g.choice([2, 4, 8])), super()._farm(g, n)
+        told = any(server.weight > 1 for server in farm)
+        weights = [max(1, round(server.weight * workers / server.workers)) if told else 1 for server in farm]
+        return [
+            replace(server, workers=workers, service="fifo", weight=weight)
+            for server, weight in zip(farm, weights, strict=True)
+        ]
 
 
 def task_of(name: str) -> Task:
