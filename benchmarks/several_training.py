@@ -92,11 +92,10 @@ class Queues(RandomTask):
 
     def _farm(self, g: np.random.Generator, n: int) -> list[Server]:
         workers, farm = int(g.choice([2, 4, 8])), super()._farm(g, n)
-        told = any(server.weight > 1 for server in farm)
-        weights = [max(1, round(server.weight * workers / server.workers)) if told else 1 for server in farm]
+        scale = 64.0 / max(server.speed for server in farm) if any(server.weight > 1 for server in farm) else 0.0
         return [
-            replace(server, workers=workers, service="fifo", weight=weight)
-            for server, weight in zip(farm, weights, strict=True)
+            replace(server, workers=workers, service="fifo", weight=max(1, round(scale * server.speed)))
+            for server in farm
         ]
 
 
