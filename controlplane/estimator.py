@@ -81,6 +81,21 @@ class Fit:
         return self.k / self.s
 
 
+def variance_between(y: Floats, v: Floats, doubt: float = 0.0) -> float:
+    """Return the variance of what y, measured with variances v > 0, measures (DerSimonian and Laird, 1986).
+
+    doubt: standard deviations of Q, were there none, by which Q may have come out too small.
+    """
+    w = 1.0 / v
+    mean = float((w * y).sum() / w.sum())
+    freedom = len(y) - 1
+    if freedom < 1:
+        return 0.0
+    scale = float(w.sum() - (w * w).sum() / w.sum())
+    beyond = float((w * (y - mean) ** 2).sum()) - freedom + doubt * (2.0 * freedom) ** 0.5
+    return max(beyond / scale, 0.0) if scale > 0.0 else 0.0
+
+
 def shrink(x: Floats, variance: Floats, known: Bools) -> Floats:
     """Return x drawn to its mean, each as far as its variance is large beside the spread between the known ones.
 
@@ -90,13 +105,7 @@ def shrink(x: Floats, variance: Floats, known: Bools) -> Floats:
     if not known.any():
         return out
     y, v = x[known], variance[known]
-    w = 1.0 / v
-    mean = float((w * y).sum() / w.sum())
-    freedom = len(y) - 1
-    between = 0.0
-    if freedom > 0:
-        scale = float(w.sum() - (w * w).sum() / w.sum())
-        between = max((float((w * (y - mean) ** 2).sum()) - freedom) / scale, 0.0) if scale > 0.0 else 0.0
+    between = variance_between(y, v)
     w = 1.0 / (v + between)
     mean = float((w * y).sum() / w.sum())
     out[:] = mean

@@ -5,7 +5,7 @@ Window    a server's past counts less by a factor e every WINDOW of its completi
 CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood ratio of half and of double the
           rate; where it passes ALARM, the server has changed, and its past is cut to a few completions' worth.
           Services whose completions come in lumps (heavy tails) have the ratio divided by their dispersion, so that
-          they raise no false alarm.
+          they raise no false alarm. Its configured weight then says nothing of it any more, until it is told anew.
 Old news  a number in flight that a server has seldom had lately keeps what was seen there before. Where that is far too
           slow to be the server of today, it is dropped: else a few seconds of a slow past, when flows piled up, pass
           for the limit of a server that has recovered.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from controlplane.estimator import TIME_CEILING, Fit, fit
+from controlplane.estimator import SETTLED, TIME_CEILING, Fit, fit
 from controlplane.policy import CURVE_MIDDLE, CURVE_N, Bools, Floats, Observation, Profile
 
 # Completions of a server over which its past fades.
@@ -28,6 +28,8 @@ ALARM, KEPT_SLOWED = 12.0, 8.0
 OLD_SECONDS, OLD_TIMES = 10.0, 50.0
 # Below this log-likelihood ratio nothing is suspected.
 CALM = 2.0
+# Difference of log s from what a server's weight says, up to which that is right.
+RIGHT = 0.4
 # Completions from which on there is a rate to depart from.
 JUDGED = 3.0
 # Rates that CUSUM tests against the present one: half of it, and these multiples.
@@ -72,7 +74,7 @@ class Learner:
             name: np.zeros(n)
             for name in (
                 *("open_age", "slowed", *SPED, "block_expected", "block_seen", "dispersion", "calm", "blocks"),
-                *("failed", "closed", "unseen_seconds", "unseen_flows"),
+                *("failed", "closed", "unseen_seconds", "unseen_flows", "changed"),
             )
         }
         self._ids = np.zeros(n, dtype=np.uint64)
@@ -108,6 +110,9 @@ class Learner:
         same = o.same_since(self.before)
         elapsed = o.now - self.before.now if self.before is not None else o.interval
         elapsed = min(max(elapsed, 1e-6), 3600.0)
+        if self.before is not None:
+            rows = np.flatnonzero(same)
+            self["changed"][rows[o.weight[rows] != self.before.weight[rows]]] = 0.0  # it was told anew
         change = self._change(o, same)
         ended = change.completions.sum(axis=1)
         keep = np.exp(-ended / self.window)
@@ -136,11 +141,24 @@ class Learner:
         self._age = (self._age + elapsed) * (1.0 - change.time / np.maximum(self._profile.time, NEGLIGIBLE))
         if self._drop_old_news(self.fit):
             self.fit = self._fit(o)
+        self._believe(o, self.fit)
         self.before = o
         return self.fit
 
     def _fit(self, o: Observation) -> Fit:
-        return fit(self._profile, self["open_age"], o.weight, self._dispersion(), self._regularity())
+        return fit(self._profile, self["open_age"], self.weights(o), self._dispersion(), self._regularity())
+
+    def weights(self, o: Observation) -> Floats:
+        """Return the configured ratios of capacity, (servers,); a server that has changed since has the usual one."""
+        return np.where(self["changed"] > 0.0, o.weight.mean(), o.weight) if o.n_servers else o.weight
+
+    def _believe(self, o: Observation, now: Fit) -> None:
+        """Trust the configured weights of changed servers again where they turn out to be right."""
+        changed = self["changed"] > 0.0
+        told = o.active & ~changed & (now.samples >= SETTLED)
+        if changed.any() and told.any():
+            off = np.log(now.s * np.maximum(o.weight, 1e-3))
+            self["changed"][(now.samples >= SETTLED) & (abs(off - off[told].mean()) < RIGHT)] = 0.0
 
     def _drop_old_news(self, now: Fit) -> bool:
         """Forget what was seen long ago at numbers in flight where it is too slow for r(n); return whether any was."""
@@ -230,6 +248,7 @@ class Learner:
             self[name][alarm | ~judged] = 0.0
         self["dispersion"][alarm] = calm[alarm]
         self.changes += int(alarm.sum())
+        self["changed"][alarm] = 1.0
         return np.where(alarm, kept, CHANGE_MAX)
 
     def _update_dispersion(self, ended: Floats, expected: Floats) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.bids import split
-from controlplane.estimator import shrink
+from controlplane.estimator import shrink, variance_between
 from controlplane.learner import Learner
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation
 
@@ -41,8 +41,9 @@ STEP, PRIOR = 2.0, 8.0
 NEAR, FAR = 0.4, 1.5
 # Slope of R on g before it is seen, and the gaps, in weights, that it counts as.
 OTHERS, STIFF = 0.5, 3.0
-# A server of whose gaps less than this weight was short is sent its flows in pairs, one of so many looks.
-PAIRS, TURNS = 30.0, 3
+# A server of whose log s the variance is greater is sent its flows in pairs, one of so many looks, once its D(n) rests on
+# so many flows: pairs cost most while least is known.
+UNSURE, DOUBT, TURNS, PAIRS_FROM = 0.06, 2.0, 3, 25.0
 # Variance of log s, times the weight of the gaps.
 SPREAD = 2.0
 # Flows that one balancer must have seen end, for each server, before it bids so.
@@ -85,11 +86,13 @@ class SharedView:
         self._gaps = np.zeros((n, 6))  # sums of w, w·g, w·R, w·g², w·g·R, w·R²
         self._weight = np.zeros(n)  # logarithm of the configured ratio of capacities
         self._last = np.zeros((n, 2))  # seconds: when the flow sent last was dispatched and closed
+        self._unsure = np.zeros(n)  # variance of log s
+        self._since = np.zeros(n)  # seconds: when it changed, while flows from before are there; else 0
 
     def decide(self, o: Observation, learner: Learner) -> View | None:
         """Return bids, or None while there is nothing to bid on: no records, few flows, or servers without order."""
         self._match(o, learner)
-        weight = np.maximum(o.weight, 1e-3)
+        weight = np.maximum(learner.weights(o), 1e-3)
         self._weight = np.log(weight / weight.mean())
         if o.read_records is not None:
             records = o.read_records()
@@ -106,10 +109,11 @@ class SharedView:
     def _match(self, o: Observation, learner: Learner) -> None:
         """Keep the rows whose server is still there and, as far as the learner saw, what it was."""
         n, m = o.n_servers, min(o.n_servers, len(self._ids))
-        old = (self._found, self._delay, self._gaps, self._last)
+        old = (self._found, self._delay, self._gaps, self._last, self._since)
         if n != len(self._ids):
             self._allocate(n)
-            for new, past in zip((self._found, self._delay, self._gaps, self._last), old, strict=True):
+            new_rows = (self._found, self._delay, self._gaps, self._last, self._since)
+            for new, past in zip(new_rows, old, strict=True):
                 new[:m] = past[:m]
         other = np.ones(n, dtype=bool)
         other[:m] = self._ids[:m] != o.ids[:m]
@@ -119,7 +123,8 @@ class SharedView:
         self._held = held
         for rows in (self._found, self._delay, self._gaps):
             rows[forgotten] = 0.0
-        self._last[other] = 0.0
+        self._since[forgotten] = o.now
+        self._last[other] = self._since[other] = 0.0
         self._ids = o.ids.copy()
 
     def _newly_closed(self, o: Observation) -> float:
@@ -159,7 +164,7 @@ class SharedView:
         self._judge_order(known & (end_before > begin), end < end_before, late)
 
         at = np.minimum(records["found"], POINTS).astype(np.intp)
-        inside = at < POINTS
+        inside = (at < POINTS) & self._counts(row, begin)
         cells = row * POINTS + np.minimum(at, POINTS - 1)
         found = np.bincount(cells[inside], minlength=n * POINTS).reshape(n, POINTS)
         delay = np.bincount(cells[inside], (end - begin)[inside], n * POINTS).reshape(n, POINTS)
@@ -176,6 +181,20 @@ class SharedView:
         sums = [np.bincount(row, w * x, n) for x in (np.ones(len(w)), gap, rest, gap * gap, gap * rest, rest * rest)]
         keep = np.exp(-sums[0] / GAP_WINDOW)[:, None]
         self._gaps = self._gaps * keep + np.stack(sums, axis=1)
+
+    def _counts(self, row: NDArray[np.intp], begin: Floats) -> Bools:
+        """Return which flows tell D(n).
+
+        Those that were there when their server changed tell how long the queue is that it has, until one ends that came
+        after; then they are forgotten.
+        """
+        changed = self._since > 0.0
+        gone = np.zeros(len(self._since), dtype=bool)
+        gone[row[changed[row] & (begin >= self._since[row])]] = True
+        before = gone[row] & (begin < self._since[row])
+        self._found[gone] = self._delay[gone] = 0.0
+        self._since[gone] = 0.0
+        return ~before
 
     def _judge_order(self, pair: Bools, overtook: Bools, late: Bools) -> None:
         """Count pairs of flows that were there at once: those that left in order, and those that did not."""
@@ -232,7 +251,11 @@ class SharedView:
         if not known.any():
             return np.asarray(np.minimum(most, typical))
         # Configured weights that tell the speeds leave less to differ, and so more is drawn to the mean.
-        log_s = shrink(np.log(np.maximum(s, 1e-9)) + self._weight, SPREAD / weight, known) - self._weight
+        log_s = np.log(np.maximum(s, 1e-9)) + self._weight
+        variance = SPREAD / weight
+        between = variance_between(log_s[known], variance[known], DOUBT)
+        self._unsure = np.where(known, between * variance / (between + variance), between)
+        log_s = shrink(log_s, variance, known) - self._weight
         return np.asarray(np.minimum(most, np.exp(log_s)))
 
     def _view(self, o: Observation, arrival_rate: float) -> View:
@@ -259,7 +282,7 @@ class SharedView:
         curves = self.bids(curves, s, np.minimum(lam, 0.99 / s), utilisation)
         # Flows that come in pairs tell s. The turn differs from balancer to balancer.
         turn = (np.arange(n) + int(self.seen)) % TURNS == 0
-        pairs = turn & (self._gaps[:, 0] < PAIRS)
+        pairs = turn & (self._unsure > UNSURE) & (self._found.sum(axis=1) > PAIRS_FROM)
         curves[pairs, 1] = curves[pairs, 0]
         return View(np.maximum.accumulate(curves, axis=1), s, delay[:, 0], utilisation)
 
