@@ -41,9 +41,10 @@ STEP, PRIOR = 2.0, 8.0
 NEAR, FAR = 0.4, 1.5
 # Slope of R on g before it is seen, and the gaps, in weights, that it counts as.
 OTHERS, STIFF = 0.5, 3.0
-# A server of whose log s the variance is greater is sent its flows in pairs, one of so many looks, once its D(n) rests on
-# so many flows: pairs cost most while least is known.
-UNSURE, DOUBT, TURNS, PAIRS_FROM = 0.06, 2.0, 3, 25.0
+# A server of whose log s the variance may be greater is sent its flows in pairs, one of so many looks, once its D(n)
+# rests on so many flows: pairs cost most while least is known. May be: by so many standard deviations of what the
+# spread of the servers rests on.
+UNSURE, TURNS, PAIRS_FROM, DOUBT = 0.06, 3, 25.0, 2.0
 # Variance of log s, times the weight of the gaps.
 SPREAD = 2.0
 # Flows that one balancer must have seen end, for each server, before it bids so.

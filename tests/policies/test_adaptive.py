@@ -71,6 +71,67 @@ def test_a_server_that_slows_down_is_found_out_within_seconds():
     assert fct("adaptive", w).mean() < fct("lsq", w).mean()
 
 
+class Watched(Adaptive):
+    """adaptive, and what its learner believed, look by look: (time, s, configured weight distrusted)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def __deepcopy__(self, memo: object) -> Watched:
+        return self  # the one balancer's
+
+    def decide(self, o):
+        directive = super().decide(o)
+        assert self.learner.fit is not None
+        self.seen.append((o.now, self.learner.fit.s, self.learner["changed"] > 0.0))
+        return directive
+
+
+def weighted(speeds, **fields) -> World:
+    """Servers of one worker and weights that tell their speeds, half loaded."""
+    servers = [Server(speed=s, weight=s) for s in speeds]
+    return World(servers, Poisson(0.5 * sum(speeds) / 0.01), Exponential(0.01), seed=4, flows=12_000, **fields)
+
+
+def test_the_weight_of_a_server_that_changed_says_nothing_of_it_any_more():
+    w = weighted((4, 4, 1, 1))
+    at = 6_000 / w.arrivals.rate
+    policy = Watched()
+    Simulation(replace(w, events=(SpeedChange(at, 0, 1.0),))).run(policy, interval=0.1)
+    start = policy.seen[0][0]
+    found = next(look for look in policy.seen if look[2][0])
+    assert at < found[0] - start < at + 1.0
+    assert not found[2][1:].any()
+    # The three others' weights make 2.5 ms of the first server's time, which is 10 ms now.
+    soon = next(look for look in policy.seen if look[0] > found[0] + 2.0)
+    assert soon[1][0] == pytest.approx(0.01, rel=0.35)
+    assert policy.seen[-1][2].tolist() == [True, False, False, False]
+
+
+def test_a_weight_that_was_distrusted_for_nothing_is_believed_again():
+    policy = Watched()
+    policy.learner.update(observation(4, ids=np.arange(1, 5, dtype=np.uint64)))
+    policy.learner["changed"][:2] = 1.0
+    policy.learner.before = None
+    servers = [Server(speed=s, weight=w) for s, w in ((4, 4), (1, 4), (1, 1), (1, 1))]  # the second is told wrong
+    Simulation(World(servers, Poisson(450.0), Exponential(0.01), seed=4, flows=6_000)).run(policy, interval=0.1)
+    assert policy.seen[0][2].tolist() == [True, True, False, False]
+    assert policy.seen[-1][2].tolist() == [False, True, False, False]
+
+
+def test_a_weight_that_is_told_anew_is_believed():
+    learner = Learner()
+    weight = np.array([4.0, 2.0, 1.0])
+    learner.update(observation(3, weight=weight))
+    learner["changed"][:] = 1.0
+    np.testing.assert_allclose(learner.weights(observation(3, weight=weight)), 7.0 / 3.0)
+    told = np.array([4.0, 1.0, 1.0])
+    learner.update(observation(3, now=101.0, weight=told))
+    assert learner["changed"].tolist() == [1.0, 0.0, 1.0]
+    assert learner.weights(observation(3, weight=told)).tolist() == [2.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_server_that_was_slow_once_is_not_starved(seed):
     # Traefik #12306: one of five equal servers is slow for a while and never recovers its share. Here what was seen of

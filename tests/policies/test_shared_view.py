@@ -204,6 +204,55 @@ def test_what_a_server_was_is_forgotten_when_the_learner_sees_that_it_changed():
     assert view._found[0].sum() == 0.0
 
 
+def test_flows_from_before_a_change_count_until_one_ends_that_came_after():
+    view, learner = SharedView(), learner_of(2)
+
+    def look(now, held, begin, end):
+        view._held = np.array([held, 0.0])  # completions of the learner's that stood for server 0 the look before
+        batch = records(np.zeros(len(begin), np.uint32), begin, end)
+        view.decide(observation(2, now=now, balancers=4, read_records=lambda: batch), learner)
+        return view._found[0, 0], view._delay[0, 0]
+
+    learner.profile.completions[0, 1] = 8.0
+    look(10.0, 8.0, [9.0, 9.1], [9.01, 9.11])
+    # Now its past is cut from 200 completions to 8. What is still in its queue ends late, and tells how late.
+    assert look(11.0, 200.0, [10.2], [10.9]) == pytest.approx((1.0, 0.7))
+    assert look(12.0, 8.0, [10.3], [11.5]) == pytest.approx((2.0, 1.9), rel=0.02)
+    # The first that came after the change is through: the queue that it found there is its own measure.
+    assert look(13.0, 8.0, [10.8, 11.2], [12.0, 12.05]) == pytest.approx((1.0, 0.85))
+    assert look(14.0, 8.0, [12.5], [12.55]) == pytest.approx((2.0, 0.9), rel=0.02)
+
+
+def pairs_of(view, n=4):
+    """Return for which servers the bid for a second flow is that for a first at one of some looks, (n,)."""
+    paired = np.zeros(n, dtype=bool)
+    for turn in range(3):
+        view.seen = 1000.0 + turn
+        curves = view._view(observation(n, balancers=4), 10.0).curves
+        paired |= curves[:, 1] == curves[:, 0]
+    return paired
+
+
+def test_pairs_are_sent_where_s_is_not_known_but_not_first_of_all():
+    view = SharedView()
+    view._allocate(4)
+    view._found[:, :2], view._delay[:, :2] = [20.0, 10.0], [0.4, 0.4]
+    s, w = np.array([0.01, 0.01, 0.04, 0.04]), np.array([4.0, 100.0, 4.0, 100.0])
+    for row in range(4):  # gaps that are nearly none, after each of which the next flow took s
+        view._gaps[row] = w[row] * np.array([1.0, 1e-4, s[row], 2e-8, 1e-4 * s[row], 2.0 * s[row] ** 2])
+    assert pairs_of(view).tolist() == [True, False, True, False]
+    # Weights that tell the speeds leave less to find out by pairs: enough gaps, though not as many.
+    view._weight = np.log([1.6, 1.6, 0.4, 0.4])
+    view._gaps[[0, 2]] *= 5.0
+    assert not pairs_of(view).any()
+    view._weight[:] = 0.0
+    assert pairs_of(view).tolist() == [True, False, True, False]
+    # What a flow that finds none has to expect is learned first.
+    view._found *= 0.5
+    view._delay *= 0.5
+    assert not pairs_of(view).any()
+
+
 def test_another_server_in_the_slot_inherits_nothing_and_the_others_keep_theirs():
     rng = np.random.default_rng(6)
     begin, end, found = shared_server(rng, 0.02, 20.0, 1e-6, 300)
