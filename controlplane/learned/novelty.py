@@ -24,7 +24,7 @@ SMOOTH = 5.0
 # Inputs are logarithms: a range of less than this width counts as so wide.
 WIDTH_LEAST = 0.5
 # Ratios of servers, of balancers, to what was trained, that count as all strange.
-SERVERS_STRANGE, BALANCERS_STRANGE = 64.0, 4.0
+SERVERS_STRANGE, BALANCERS_STRANGE = 64.0, 2.0
 # The policy acts in full below the first score, and not at all above the second.
 FULL, NONE = 0.25, 0.75
 # Their own ranges count instead.
