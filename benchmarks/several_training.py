@@ -363,8 +363,8 @@ def save(path: Path, network: RowNetwork, data: dict[str, Any], args: argparse.N
         SCHEMA,
         Ranges.measure(rows, whole, (int(count.min()), int(count.max())), balancers),
         training,
-        description="Corrects adaptive's bids where two balancers each see their own flows alone; one balancer, and four "
-        "or more, it leaves alone.",
+        description="Corrects adaptive's bids where two balancers each see their own flows alone; one balancer, and "
+        "four or more, it leaves alone.",
         hidden=HIDDEN,
         decode="mean",
         base="adaptive",
