@@ -76,7 +76,7 @@ REGIMES = ("ordered", "two, queues", "two, shared cores", "more, queues", "more,
 # pay that do not follow m.
 WORST, NOISE, CAUTION, SHAPE = 0.15, 0.015, 0.0005, 0.3
 # Surfaces from farms drawn anew, and how many of their standard deviations a correction must be worth.
-DRAWN, DOUBT = 40, 2.0
+DRAWN, DOUBT = 40, 4.0
 # Inputs that tell one scenario from another and say nothing of what it is like: in learning they are other farms'.
 BESIDE = [GLOBAL_COLUMNS.index(name) for name in ("servers", "flows", "interval")]
 HIDDEN = 16
