@@ -185,6 +185,7 @@ def test_a_scenario_names_a_file_too(file: Path) -> None:
 
 
 def test_what_is_shipped_is_right_passed_the_gate_and_has_its_card() -> None:
+    assert registry.shipped()
     for name, path in registry.shipped().items():
         parameters, manifest = read(path)
         assert manifest.name == name

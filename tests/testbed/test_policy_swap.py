@@ -1,33 +1,17 @@
-"""A policy file on real servers: put in force at two balancers while both have traffic."""
+"""The shipped policy on real servers: put in force at two balancers while both have traffic."""
 
 import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from controlplane.learned.manifest import Manifest, Ranges, Training
-from controlplane.learned.network import shapes
-from controlplane.learned.policy_file import write
-from controlplane.learned.schema import ActionSchema
 from testbed.farm import Farm
 from testbed.peers import vickrey
 from testbed.peers.peer import Server
 
 SERVICE = f"/v1/services/{vickrey.SERVICE}/policy"
-
-
-def policy_file(path: Path) -> Path:
-    """A network of small random weights, for two to eight balancers."""
-    schema, rng = ActionSchema(), np.random.default_rng(1)
-    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes(schema, 16).items()}
-    ranges = Ranges.measure(rng.normal(0, 3, (1000, 17)), rng.normal(0, 3, (1000, 8)), (2, 16), (2, 8))
-    manifest = Manifest("noise", "none", schema, ranges, Training("by hand"), hidden=16, base="adaptive")
-    write(path, weights, manifest)
-    return path
 
 
 def replay(balancer: vickrey.Vickrey, seed: int) -> "subprocess.Popen[str]":
@@ -50,8 +34,8 @@ def until_decides(balancer: vickrey.Vickrey, policy: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_balancers_before_eight_servers_take_it_and_give_it_up_and_lose_no_request(tmp_path: Path):
-    file = str(policy_file(tmp_path / "noise.safetensors"))
+def test_two_balancers_before_eight_servers_take_it_and_give_it_up_and_lose_no_request():
+    file = "shipped:several"
     with Farm.of_speeds([1, 1, 1, 1, 2, 2, 4, 4], workers=1) as farm:
         servers = [Server(address) for address in farm.addresses]
         with vickrey.start(servers, balancers=2) as one, vickrey.start(servers, balancers=2) as other:
