@@ -1,6 +1,6 @@
 """Train the policy for two balancers from whole episodes of constant corrections, several of them on every farm.
 
-    python benchmarks/several_training.py --seed 1 --farms 136 --out runs/several  # some ten minutes of two cores
+    python benchmarks/several_training.py --seed 1 --farms 136 --out runs/several  # a quarter of an hour of two cores
     python benchmarks/several_training.py --from runs/several/episodes.npz --out runs/again  # learn from those
 
 What a correction is worth depends on the farm, and hardly changes within an episode. So for each farm that is drawn, an
