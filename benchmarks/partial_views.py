@@ -134,8 +134,8 @@ class _Varied(shared_view.SharedView):
         super().__init__()
         self.told, self.bid = told, bid
 
-    def service(self) -> Floats:
-        return super().service() if self.told is None else self.told
+    def service(self) -> tuple[Floats, Floats]:
+        return super().service() if self.told is None else (self.told, np.zeros(len(self.told)))
 
     def bids(self, curves: Floats, s: Floats, lam: Floats, utilisation: float) -> Floats:
         return super().bids(curves, s, lam, utilisation) if self.bid is None else self.bid(curves, s, lam, utilisation)

@@ -55,6 +55,9 @@ FEWER_BY, FEWER_LIKELIER, FEWER_LIKELIER_NEW, FEWER_LONGER = 0.25, 2.0, 8.0, 1.1
 # what shows that it bears more: one that sped up still has the long times in s.
 SETTLED = 64.0
 
+# A configured weight counts as at least so much.
+WEIGHT_LEAST = 1e-3
+
 # Seconds in which nothing can be measured.
 NO_TIME = 1e-9
 
@@ -154,7 +157,7 @@ def fit(profile: Profile, open_age: Floats, weight: Floats, dispersion: float = 
     rows, at = np.arange(n), stop.argmax(axis=1)
     full, samples = full_q[rows, at], arrivals_below[rows, at]
 
-    weight = np.maximum(weight, 1e-3)
+    weight = np.maximum(weight, WEIGHT_LEAST)
     prior = np.log(weight / weight.mean())
     k_at = _likeliest(profile, completions_from, time_from, s_q[rows, at], at, samples, dispersion * regularity)
     # Fewer than one at work while it is full: its times were better once. What it ends counts.

@@ -5,7 +5,8 @@ Window    a server's past counts less by a factor e every WINDOW of its completi
 CUSUM     completions against what r(n) made expect (Page, 1954): log-likelihood ratio of half and of double the
           rate; where it passes ALARM, the server has changed, and its past is cut to a few completions' worth.
           Services whose completions come in lumps (heavy tails) have the ratio divided by their dispersion, so that
-          they raise no false alarm. Its configured weight then says nothing of it any more, until it is told anew.
+          they raise no false alarm. Its configured weight then says nothing of it any more, until it is
+          told anew or turns out to be right.
 Old news  a number in flight that a server has seldom had lately keeps what was seen there before. Where that is far too
           slow to be the server of today, it is dropped: else a few seconds of a slow past, when flows piled up, pass
           for the limit of a server that has recovered.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from controlplane.estimator import SETTLED, TIME_CEILING, Fit, fit
+from controlplane.estimator import SETTLED, TIME_CEILING, WEIGHT_LEAST, Fit, fit
 from controlplane.policy import CURVE_MIDDLE, CURVE_N, Bools, Floats, Observation, Profile
 
 # Completions of a server over which its past fades.
@@ -150,14 +151,15 @@ class Learner:
 
     def weights(self, o: Observation) -> Floats:
         """Return the configured ratios of capacity, (servers,); a server that has changed since has the usual one."""
-        return np.where(self["changed"] > 0.0, o.weight.mean(), o.weight) if o.n_servers else o.weight
+        weight = np.maximum(o.weight, WEIGHT_LEAST)
+        return np.where(self["changed"] > 0.0, weight.mean(), weight) if len(weight) else weight
 
     def _believe(self, o: Observation, now: Fit) -> None:
         """Trust the configured weights of changed servers again where they turn out to be right."""
         changed = self["changed"] > 0.0
         told = o.active & ~changed & (now.samples >= SETTLED)
         if changed.any() and told.any():
-            off = np.log(now.s * np.maximum(o.weight, 1e-3))
+            off = np.log(now.s * np.maximum(o.weight, WEIGHT_LEAST))
             self["changed"][(now.samples >= SETTLED) & (abs(off - off[told].mean()) < RIGHT)] = 0.0
 
     def _drop_old_news(self, now: Fit) -> bool:

@@ -87,13 +87,12 @@ class SharedView:
         self._gaps = np.zeros((n, 6))  # sums of w, w·g, w·R, w·g², w·g·R, w·R²
         self._weight = np.zeros(n)  # logarithm of the configured ratio of capacities
         self._last = np.zeros((n, 2))  # seconds: when the flow sent last was dispatched and closed
-        self._unsure = np.zeros(n)  # variance of log s
         self._since = np.zeros(n)  # seconds: when it changed, while flows from before are there; else 0
 
     def decide(self, o: Observation, learner: Learner) -> View | None:
         """Return bids, or None while there is nothing to bid on: no records, few flows, or servers without order."""
         self._match(o, learner)
-        weight = np.maximum(learner.weights(o), 1e-3)
+        weight = learner.weights(o)
         self._weight = np.log(weight / weight.mean())
         if o.read_records is not None:
             records = o.read_records()
@@ -110,11 +109,10 @@ class SharedView:
     def _match(self, o: Observation, learner: Learner) -> None:
         """Keep the rows whose server is still there and, as far as the learner saw, what it was."""
         n, m = o.n_servers, min(o.n_servers, len(self._ids))
-        old = (self._found, self._delay, self._gaps, self._last, self._since)
+        old = self._rows()
         if n != len(self._ids):
             self._allocate(n)
-            new_rows = (self._found, self._delay, self._gaps, self._last, self._since)
-            for new, past in zip(new_rows, old, strict=True):
+            for new, past in zip(self._rows(), old, strict=True):
                 new[:m] = past[:m]
         other = np.ones(n, dtype=bool)
         other[:m] = self._ids[:m] != o.ids[:m]
@@ -127,6 +125,10 @@ class SharedView:
         self._since[forgotten] = o.now
         self._last[other] = self._since[other] = 0.0
         self._ids = o.ids.copy()
+
+    def _rows(self) -> tuple[Floats, ...]:
+        """Return all that is remembered of servers, a row each."""
+        return self._found, self._delay, self._gaps, self._last, self._since
 
     def _newly_closed(self, o: Observation) -> float:
         """Return how many flows were closed since the last look."""
@@ -237,8 +239,11 @@ class SharedView:
         typical = max(self._typical(), 1e-9)
         return np.asarray(np.minimum((self._delay[:, 0] + 2.0 * typical) / (self._found[:, 0] + 2.0), FAR * typical))
 
-    def service(self) -> Floats:
-        """Return s, (servers,) seconds: the intercept of R on g, drawn to the mean of all where few gaps were short."""
+    def service(self) -> tuple[Floats, Floats]:
+        """Return s, (servers,) seconds, and the variance that log s may have.
+
+        s is the intercept of R on g, drawn to the mean of all where few gaps were short.
+        """
         typical = max(self._typical(), 1e-9)
         most = (self._delay[:, 0] + 2.0 * typical) / (self._found[:, 0] + 2.0)
         weight = np.maximum(self._gaps[:, 0], 1e-9)
@@ -250,17 +255,18 @@ class SharedView:
         s = np.maximum(r - slope * g, 0.1 * r)
         known = (self._gaps[:, 0] > 1.0) & (s > 0.0)
         if not known.any():
-            return np.asarray(np.minimum(most, typical))
+            return np.minimum(most, typical), np.full(len(most), np.inf)
         # Configured weights that tell the speeds leave less to differ, and so more is drawn to the mean.
         log_s = np.log(np.maximum(s, 1e-9)) + self._weight
         variance = SPREAD / weight
-        between = variance_between(log_s[known], variance[known], DOUBT)
-        self._unsure = np.where(known, between * variance / (between + variance), between)
+        between = variance_between(log_s[known], variance[known], DOUBT) if known.sum() > 1 else np.inf
+        unsure = np.where(known, 1.0 / (1.0 / variance + 1.0 / max(between, 1e-9)), between)
         log_s = shrink(log_s, variance, known) - self._weight
-        return np.asarray(np.minimum(most, np.exp(log_s)))
+        return np.minimum(most, np.exp(log_s)), unsure
 
     def _view(self, o: Observation, arrival_rate: float) -> View:
-        s = np.maximum(self.service(), 1e-9)
+        s, unsure = self.service()
+        s = np.maximum(s, 1e-9)
         n = o.n_servers
         delay = np.empty((n, POINTS))
         before = s
@@ -283,7 +289,7 @@ class SharedView:
         curves = self.bids(curves, s, np.minimum(lam, 0.99 / s), utilisation)
         # Flows that come in pairs tell s. The turn differs from balancer to balancer.
         turn = (np.arange(n) + int(self.seen)) % TURNS == 0
-        pairs = turn & (self._unsure > UNSURE) & (self._found.sum(axis=1) > PAIRS_FROM)
+        pairs = turn & (unsure > UNSURE) & (self._found.sum(axis=1) > PAIRS_FROM)
         curves[pairs, 1] = curves[pairs, 0]
         return View(np.maximum.accumulate(curves, axis=1), s, delay[:, 0], utilisation)
 

@@ -126,6 +126,10 @@ def test_a_weight_that_is_told_anew_is_believed():
     learner.update(observation(3, weight=weight))
     learner["changed"][:] = 1.0
     np.testing.assert_allclose(learner.weights(observation(3, weight=weight)), 7.0 / 3.0)
+    assert learner.fit is not None
+    np.testing.assert_allclose(learner.fit.s * weight, learner.fit.s[2])
+    again = learner.update(observation(3, now=100.5, weight=weight))
+    np.testing.assert_allclose(again.s, again.s[0])  # nothing is known of them but that the weights are wrong
     told = np.array([4.0, 1.0, 1.0])
     learner.update(observation(3, now=101.0, weight=told))
     assert learner["changed"].tolist() == [1.0, 0.0, 1.0]

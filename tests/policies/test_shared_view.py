@@ -122,7 +122,7 @@ def test_service_is_told_from_the_wait_for_flows_that_were_never_seen():
     view = seen(1, observed_none(), *batches)
     first = view._delay[0, 0] / view._found[0, 0]
     assert first > 2.0 * 0.02  # what a flow takes that finds none of one's own
-    assert view.service()[0] == pytest.approx(0.02, rel=0.25)
+    assert view.service()[0][0] == pytest.approx(0.02, rel=0.25)
 
 
 def observed_none():
@@ -133,7 +133,7 @@ def test_a_server_of_ones_own_is_seen_as_it_is():
     rng = np.random.default_rng(4)
     begin, end, found = shared_server(rng, 0.02, 20.0, 1e-6, 1500)
     view = seen(1, observed_none(), records(np.zeros(len(begin), np.uint32), begin, end, found))
-    assert view.service()[0] == pytest.approx(0.02, rel=0.15)
+    assert view.service()[0][0] == pytest.approx(0.02, rel=0.15)
 
 
 def test_the_bid_is_the_wait_and_at_low_load_the_service_too():
@@ -251,6 +251,26 @@ def test_pairs_are_sent_where_s_is_not_known_but_not_first_of_all():
     view._found *= 0.5
     view._delay *= 0.5
     assert not pairs_of(view).any()
+
+
+def test_pairs_are_sent_too_where_no_gap_at_all_was_short():
+    view = SharedView()
+    view._allocate(4)
+    view._found[:, 0], view._delay[:, 0] = 30.0, 0.6
+    assert pairs_of(view).all()
+    # Of one alone nobody knows how far the others differ.
+    view._gaps[0] = 5.0 * np.array([1.0, 1e-4, 0.01, 2e-8, 1e-6, 2e-4])
+    assert pairs_of(view).all()
+
+
+def test_a_weight_that_the_learner_distrusts_draws_nothing():
+    view, learner = SharedView(), learner_of(3)
+    o = observation(3, balancers=4, weight=np.array([4.0, 1.0, 1.0]), read_records=observed_none)
+    view.decide(o, learner)
+    np.testing.assert_allclose(np.exp(view._weight), [2.0, 0.5, 0.5])
+    learner["changed"][0] = 1.0
+    view.decide(o, learner)
+    np.testing.assert_allclose(np.exp(view._weight), [1.5, 0.75, 0.75])
 
 
 def test_another_server_in_the_slot_inherits_nothing_and_the_others_keep_theirs():
