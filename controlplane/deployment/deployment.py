@@ -180,8 +180,14 @@ class Deployment:
         self.cooling.begin(decider.chosen.key, self._now, f"demoted: {why}")
         trial = self.trial
         if trial is not None and decider is trial.incumbent:
+            name = decider.chosen.name
+            log.error("%s: incumbent %s demoted to %s: %s", self.service, name, DEMOTED_BY, why)
             self._tell("demoted", "controller", decider.chosen, why=why, to=DEMOTED_BY)
             trial.incumbent = Decider(Chosen(DEMOTED_BY))
+            self.history.drop()
+            self.history.append(trial.incumbent.chosen)
+            self.chosen.spec["incumbent"] = trial.incumbent.chosen.plain
+            self.on_change(self.chosen.spec, f"incumbent demoted: {why}")
             return
         self._tell("demoted", "controller", why=why, to=DEMOTED_BY if trial is None else trial.incumbent.chosen.name)
         if trial is not None:

@@ -175,6 +175,11 @@ def test_an_incumbent_that_fails_is_replaced_and_the_trial_goes_on(farm):
     farm.watch(0.2 * (REJECTED_MAX + 2))
     assert set(farm.watch(4.0)) == {"wrr", "lsq"}
     assert farm.loop.chosen.name == "wrr"
+    # For good: neither another share nor the next controller brings the failing one back.
+    assert farm.loop.chosen.spec["incumbent"] == {"name": "lsq"}
+    assert [spec["name"] for spec in farm.loop.history] == ["lsq", "lsq"]
+    farm.set({"enforcing": 60})
+    assert set(farm.watch(4.0)) == {"wrr", "lsq"}
 
 
 def test_what_was_given_up_cools_down_unless_it_is_forced(farm):
