@@ -1,4 +1,8 @@
-"""How true the simulator is: a run through the real balancer, replayed in it, has the same mean FCT."""
+"""How true the simulator is: a run through the real balancer, replayed in it, has the same mean FCT.
+
+What requests and answers take on the way, as much as this machine is slow, the simulator has none of: real times are
+counted as the servers say them, waiting and service.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +33,7 @@ def test_a_captured_run_replayed_in_the_simulator_has_the_same_mean_fct():
 
 
 def both_means() -> tuple[float, float]:
-    """Return the mean FCT of a real run, and of the same flows in the simulator."""
+    """Return the mean FCT of a real run, less the way, and of the same flows in the simulator."""
     schedule = poisson(RATE, SECONDS, 11, Demand("exponential", MEAN_MS))
     with Farm.of_speeds(list(SPEEDS), workers=WORKERS, processes=2) as farm:
         servers = [peer.Server(address) for address in farm.addresses]
@@ -51,4 +55,4 @@ def both_means() -> tuple[float, float]:
         .fct.mean()
         for k in range(8)
     ]
-    return float(result.fct_s.mean()), float(np.mean(simulated))
+    return float((sent["wait_ms"] + sent["service_ms"]).mean() * 1e-3), float(np.mean(simulated))
