@@ -19,9 +19,11 @@ SHARING_FROM, SHARING_UNTIL = 0.15, 0.06
 KEPT_CHANCES, KEPT_PART = 20.0, 0.08
 # Part of the chances taken below which a server may be seen to have more workers than the times tell.
 RAISED_BELOW = 0.5
-# Of so many flows in a row that kept all workers of their server's limit busy, all must have overtaken more than it
-# allows for the server to be given more workers; and the flows closed there over which that is forgotten.
-PROOFS, PROVEN_FLOWS = 2.0, 20_000.0
+# So many flows, and such a part of those that one worker more would let overtake, must have overtaken more than the
+# limit allows for a server to be given more workers; and the flows closed there over which that is forgotten.
+PROOFS, PROOFS_PART, PROVEN_FLOWS = 2.0, 0.3, 20_000.0
+# A limit that was proven is one too many where so many flows should have shown it, and less than this part of them did.
+REFUTED_FROM, REFUTED_PART = 6.0, 0.15
 # Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
 RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 128, 0.97
 
@@ -37,6 +39,9 @@ class Overtaking:
     A flow that leaves before m that came earlier also proves that its server works on m + 1 at once. So a server
     where K was too low, as heavy tails make it look, is given more, and then judged anew: what was taken there is no
     evidence of sharing. Where cores are shared that goes on until nothing, or sharing, is left to be judged.
+
+    Not every one does: of two flows that are sent within a moment, one on a fresh connection, the later may come first.
+    With m + 1 workers one flow in m + 1 overtakes m; where far fewer do, nothing is proven, and what was is taken back.
     """
 
     def __init__(self) -> None:
@@ -45,7 +50,8 @@ class Overtaking:
         self._raised: Floats = np.zeros(0)  # 1: its limit was found too low, the new one was not kept yet
         self._since: Floats = np.zeros((0, 2))  # chances, and those taken, since it was raised
         self.proven: Floats = np.zeros(0)  # flows that each server was seen to work on at once
-        self._proofs: Floats = np.zeros((0, 2))  # of as many as its limit, and of one more
+        # Of as many workers as its limit, and of one more: flows that should have shown them, and those that did.
+        self._proofs: Floats = np.zeros((0, 2, 2))
         self._limit: Floats = np.zeros(0)
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
         self._past = np.empty((3, 0), dtype=np.int64)  # closed, dispatched, server; in order of closing
@@ -97,8 +103,8 @@ class Overtaking:
             row = np.zeros(len(ids))
             row[:m] = np.where(same[:m], getattr(self, name)[:m], 0.0)
             setattr(self, name, row)
-        proofs, since = np.zeros((len(ids), 2)), np.zeros((len(ids), 2))
-        proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None], self._proofs[:m], 0.0)
+        proofs, since = np.zeros((len(ids), 2, 2)), np.zeros((len(ids), 2))
+        proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None, None], self._proofs[:m], 0.0)
         since[:m] = np.where(same[:m, None], self._since[:m], 0.0)
         self._since = since
         self._proofs, self._limit, self._ids = proofs, limit, ids
@@ -130,7 +136,11 @@ class Overtaking:
         most, overtaken = limit[at], found - np.maximum(left, 0)
         chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
         taken = np.bincount(at, overtaken >= most, len(limit))
-        self._proofs += np.stack([np.bincount(at, overtaken + 1.0 >= most, len(limit)), taken], axis=1)
+        for i, workers in enumerate((most, most + 1.0)):
+            due = np.bincount(at, (found + 1.0 >= workers) / workers, len(limit))
+            seen = np.bincount(at, overtaken + 1.0 >= workers, len(limit))
+            keep = np.exp(-due / CHANCES_KEPT)[:, None]
+            self._proofs[:, i] = self._proofs[:, i] * keep + np.stack([due, seen], axis=1)
         keep = np.exp(-chances.sum() / CHANCES_KEPT)
         self._chances = self._chances * keep + chances
         self._taken = self._taken * keep + taken
@@ -142,10 +152,13 @@ class Overtaking:
         trusted = self.judged and self.share < RAISED_BELOW
         if not trusted:
             self.proven[:] = 0.0
-        enough = (self._proofs >= PROOFS) & trusted
+        due, seen = self._proofs[..., 0], self._proofs[..., 1]
+        enough = (seen >= PROOFS) & (seen >= PROOFS_PART * due) & trusted
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
-        self._proofs[enough.any(axis=1)] = 0.0
+        self._proofs[more] = 0.0
+        refuted = (due[:, 0] >= REFUTED_FROM) & (seen[:, 0] < REFUTED_PART * due[:, 0])
+        self.proven = np.where(refuted, np.minimum(self.proven, limit - 1.0), self.proven)
         # Where it was raised once and the new limit has not been kept since, what is taken counts: on shared cores each
         # raise would wipe what speaks for sharing, and a few chances in a row are kept by luck.
         wiped = more & (self._raised == 0.0)

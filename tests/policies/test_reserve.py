@@ -234,19 +234,51 @@ def test_overtaking_is_counted_by_hand():
     assert (shared.chances, shared.taken) == (pytest.approx(1 / 2 + 2 / 3), 1.0)
 
 
-def test_who_leaves_before_two_that_came_earlier_proves_a_second_worker():
-    watch, ids, one = Overtaking(), np.ones(1, dtype=np.uint64), np.ones(1)
-    now = 0.0
-    # First in, first out for long: the cores are not shared. A limit of one worker is what the times tell.
-    for _ in range(30):
+def in_order(watch: Overtaking, flows: int, limit: float, now: float = 0.0) -> float:
+    """Show groups of three flows that one worker served as they came; return when the last was over."""
+    for _ in range(flows // 3):
         rows = [(now, now + 3, 0), (now + 1, now + 4, 1), (now + 2, now + 5, 2)]
-        watch.update(records(rows), 3, ids, one)
+        watch.update(records(rows), 3, np.ones(1, dtype=np.uint64), np.array([limit]))
         now += 10
+    return now
+
+
+def overtaking(watch: Overtaking, flows: int, limit: float, now: float) -> float:
+    """Show flows that find two and leave before both; return when the last was over."""
+    for _ in range(flows):
+        rows = [(now + 2, now + 3, 2), (now, now + 8, 0), (now + 1, now + 9, 0)]
+        watch.update(records(rows), 3, np.ones(1, dtype=np.uint64), np.array([limit]))
+        now += 10
+    return now
+
+
+def test_who_leaves_before_two_that_came_earlier_proves_a_second_worker():
+    watch = Overtaking()
+    # First in, first out at the beginning: the cores are not shared. A limit of one worker is what the times tell.
+    now = in_order(watch, 15, 1.0)
     assert watch.judged
     assert watch.proven[0] == 1.0
-    # Two flows in a row found two and left before both: the limit of one is raised, by one at a time.
-    rows = [(now + 2, now + 3, 2), (now + 4, now + 5, 2), (now, now + 8, 0), (now + 1, now + 9, 0)]
-    watch.update(records(rows), 4, ids, one)
+    # One in two should overtake with two workers. Ten did not: it takes three that did. By one at a time.
+    now = overtaking(watch, 1, 1.0, now)
+    assert watch.proven[0] == pytest.approx(1.0, abs=0.01)
+    overtaking(watch, 2, 1.0, now)
+    assert watch.proven[0] == pytest.approx(2.0, abs=0.01)
+
+
+def test_few_that_overtake_among_many_that_do_not_prove_nothing():
+    watch, now = Overtaking(), 0.0
+    for _ in range(50):
+        now = overtaking(watch, 1, 1.0, in_order(watch, 30, 1.0, now))
+        assert watch.proven[0] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_worker_that_was_proven_by_mistake_is_taken_back():
+    watch = Overtaking()
+    now = in_order(watch, 15, 1.0)
+    watch.proven[0] = 3.0
+    now = in_order(watch, 15, 3.0, now)
+    assert watch.proven[0] == pytest.approx(3.0, abs=0.01)  # of five flows that find two one is to overtake both
+    in_order(watch, 60, 3.0, now)
     assert watch.proven[0] == pytest.approx(2.0, abs=0.01)
 
 
