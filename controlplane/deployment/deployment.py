@@ -183,9 +183,11 @@ class Deployment:
             name = decider.chosen.name
             log.error("%s: incumbent %s demoted to %s: %s", self.service, name, DEMOTED_BY, why)
             self._tell("demoted", "controller", decider.chosen, why=why, to=DEMOTED_BY)
+            in_history = bool(self.history) and _alike(self.history.last_spec(), trial)
             trial.incumbent = Decider(Chosen(DEMOTED_BY))
-            self.history.drop()
-            self.history.append(trial.incumbent.chosen)
+            if in_history:  # and not one that was named beside the policy on trial
+                self.history.drop()
+                self.history.append(trial.incumbent.chosen)
             self.chosen.spec["incumbent"] = trial.incumbent.chosen.plain
             self.on_change(self.chosen.spec, f"incumbent demoted: {why}")
             return

@@ -182,6 +182,15 @@ def test_an_incumbent_that_fails_is_replaced_and_the_trial_goes_on(farm):
     assert set(farm.watch(4.0)) == {"wrr", "lsq"}
 
 
+def test_an_incumbent_that_was_named_and_fails_costs_no_version_of_the_history(farm):
+    farm.set("p2c")
+    farm.set({"name": "wrr", "enforcing": 50, "incumbent": {"name": "split"}})
+    farm.loop.trial.incumbent.chosen.policy.error = ZeroDivisionError("by design")
+    farm.watch(0.2 * (REJECTED_MAX + 2))
+    assert farm.loop.trial.incumbent.chosen.name == "lsq"
+    assert [spec["name"] for spec in farm.loop.history] == ["lsq", "p2c"]
+
+
 def test_what_was_given_up_cools_down_unless_it_is_forced(farm):
     farm.set("split")
     farm.loop.chosen.policy.error = KeyError("x")
