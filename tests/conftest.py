@@ -1,7 +1,8 @@
-"""What holds for all tests: those that run real processes are asked twice before they count as failed.
+"""What holds for all tests: those that run real processes run alone, and are asked twice before they count as failed.
 
-They meet a machine that others use: a scheduler that is late by seconds fails one in some thousands. A second failure
-counts, and each first one is in the summary (RERUN), so that a test that needs it often is seen, and mended.
+They are marked `live`, and `make test` runs the others first, one process a core. They meet a machine that others use:
+a scheduler that is late by seconds fails one in some thousands. A second failure counts, and each first one is in the
+summary (RERUN), so that a test that needs it often is seen, and mended.
 
 Whoever starts the tests in the background may have them ignore Ctrl-C, and with them every process that they start, of
 which some are to be ended so: they do not.
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-REAL_PROCESSES = {"socket", "faults", "testbed", "controlplane", "shm_layout"}
+REAL_PROCESSES = {"socket", "faults", "testbed", "controlplane", "shm_layout", "test_live.py", "test_interrupt.py"}
 
 
 def pytest_configure() -> None:
@@ -20,8 +21,10 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in REAL_PROCESSES:
+        if REAL_PROCESSES & set(item.path.relative_to(here).parts):
+            item.add_marker(pytest.mark.live)
             item.add_marker(pytest.mark.flaky(reruns=1))

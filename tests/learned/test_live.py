@@ -42,7 +42,8 @@ def test_a_policy_file_takes_over_and_gives_back_under_load(balancer: Any, tmp_p
         load.run_for(300)
         shown = running.get("services/web/policy")
         assert all("delta_mu" in server for server in shown["servers"])
-        assert (shown["late"], shown["failed"], shown["demotions"]) == (0, 0, 0)
+        assert (shown["failed"], shown["demotions"]) == (0, 0)
+        assert shown["late"] < 3, "the machine may be late by a period, the network never is"
         assert (shown["novelty"], shown["blend"]) == (0.0, 1.0)
         assert not {"novel_input", "alone"} & set(shown), "nothing is strange to it"
         running.change("POST", "services/web/policy/rollback")
