@@ -8,9 +8,9 @@
     POST /reset              drop what waits, zero the totals, end the fault
 
 Any other path and method is work, too; a body is read and its length answered (X-Received-Bytes). Every answer names
-its server (X-Server), and work says how long it waited and how long its service really took (X-Wait-Ms, X-Service-
-Ms), so that a simulation can be given the same service times. A second, private port, the control port, stays open
-while a fault has closed the first.
+its server (X-Server), and work says how long it waited and how long it was served (X-Wait-Ms, X-Service-Ms), so that a
+simulation can be given the same service times. A second, private port, the control port, stays open while a fault has
+closed the first.
 """
 
 from __future__ import annotations
@@ -255,6 +255,7 @@ class Backend:
             "demand_ms": totals.demand_s * 1e3,
             "service_ms": totals.service_s * 1e3,
             "wait_ms": totals.wait_s * 1e3,
+            "late_ms": totals.late_s * 1e3,
             "fault": self.fault.kind,
             "pid": os.getpid(),  # CPU and memory are the process's: backends may share one
             "cpu_s": time.process_time(),

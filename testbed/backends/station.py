@@ -1,8 +1,9 @@
 """A queueing station: k workers of one speed behind one first-come-first-served queue of bounded length.
 
-A job of demand d (seconds of work at speed 1) holds one worker for d / speed seconds. The next job starts in the very
-callback in which the last one ended, before any coroutine runs, so the station keeps its rate when its event loop is
-busy. A job whose client leaves while it waits is dropped; once begun, work is finished, as a thread in a pool would.
+A job of demand d (seconds of work at speed 1) holds one worker for d / speed seconds. A job that waited starts when the
+last one's service was over, not when the event loop came to see that it was: the station keeps its rate exactly,
+however busy the loop, and only the answer is late (`late_s`). Work that burns CPU is over when it is over. A job whose
+client leaves while it waits is dropped; once begun, work is finished, as a thread in a pool would.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Job:
     arrived: float
     done: asyncio.Future[None]
     started: float = 0.0
-    finished: float = 0.0
+    finished: float = 0.0  # set when it starts, where a timer serves it
 
     @property
     def wait_s(self) -> float:
@@ -44,8 +45,9 @@ class Totals:
     rejected: int = 0
     abandoned: int = 0
     demand_s: float = 0.0  # work asked for by the jobs that were served
-    service_s: float = 0.0  # time that workers spent on them, as measured
+    service_s: float = 0.0  # time that workers spent on them
     wait_s: float = 0.0
+    late_s: float = 0.0  # from the end of a service until the event loop saw it
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Station:
         loop = asyncio.get_running_loop()
         job = Job(demand_s, loop.time(), loop.create_future())
         if self.busy < self.workers:
-            self._start(job)
+            self._start(job, job.arrived)
         elif self.limit is None or len(self._queue) < self.limit:
             self._queue.append(job)
         else:
@@ -96,20 +98,24 @@ class Station:
             self._queue.popleft().done.cancel()
         self.totals = Totals()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, now: float) -> None:
+        """Give it a worker that became free at `now`, which may be a little past."""
         loop = asyncio.get_running_loop()
         self.busy += 1
-        job.started = loop.time()
+        job.started = max(now, job.arrived)
         service_s = job.demand_s / self.speed
         if self.burns_cpu:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="burn")
             loop.run_in_executor(self._pool, burn, service_s).add_done_callback(lambda _: self._finish(job))
         else:
-            loop.call_at(job.started + service_s, self._finish, job)
+            job.finished = job.started + service_s
+            loop.call_at(job.finished, self._finish, job)
 
     def _finish(self, job: Job) -> None:
-        job.finished = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if self.burns_cpu:
+            job.finished = now
         self.busy -= 1
         if not job.done.done():
             job.done.set_result(None)
@@ -117,8 +123,9 @@ class Station:
             self.totals.demand_s += job.demand_s
             self.totals.service_s += job.service_s
             self.totals.wait_s += job.wait_s
+            self.totals.late_s += max(now - job.finished, 0.0)
         while self._queue and self.busy < self.workers:
-            self._start(self._queue.popleft())
+            self._start(self._queue.popleft(), job.finished)
 
 
 def burn(seconds: float) -> None:

@@ -15,6 +15,7 @@ import pytest
 from testbed import clock
 from testbed.backends.backend import Backend, Spec
 from testbed.backends.faults import parse_fault
+from testbed.backends.station import Station
 from testbed.farm import Farm
 
 
@@ -60,6 +61,33 @@ def test_k_requests_are_served_at_once_and_the_next_waits():
         assert 50 < waits[3] < 150
 
     with_backend(Spec(workers=3), body)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_busy_event_loop_costs_a_station_no_rate(workers: int):
+    """Jobs that waited begin when the last service was over, whenever that was seen: d / speed apart, exactly."""
+
+    async def body() -> None:
+        station = Station(workers=workers, speed=2.0)
+        jobs = [station.submit(0.01) for _ in range(4 * workers)]
+        for _ in range(5):
+            time.sleep(0.012)  # the loop sees no end in time
+            await asyncio.sleep(0)
+        await asyncio.gather(*(job.done for job in jobs))
+        for i, job in enumerate(jobs[workers:]):
+            assert job.started == jobs[i].finished
+            assert job.service_s == pytest.approx(0.005, abs=1e-9)
+        assert jobs[-1].finished - jobs[0].arrived == pytest.approx(0.02, abs=0.001)
+        assert station.totals.late_s > 0.005
+        # One that comes when its worker was free already, if nobody had seen it, begins at its own arrival.
+        first = station.submit(0.01)
+        if workers == 1:
+            time.sleep(0.02)
+            second = station.submit(0.01)
+            await second.done
+            assert (first.finished < second.arrived, second.started) == (True, second.arrived)
+
+    clock.run(body())
 
 
 def test_the_queue_is_first_come_first_served():
