@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from controlplane.control_loop import SHADOW_CYCLES, ControlLoop, Spec
+from controlplane.deployment.chosen import Chosen
 from controlplane.deployment.shown import deployment_state
 from shm_layout.errors import ControllerLockedError, SegmentError
 from shm_layout.mapping import now_ns
@@ -56,6 +57,14 @@ class CommandError(ValueError):
     """A command that is refused, and why."""
 
 
+REFUSALS = (CommandError, SegmentError, ValueError, TypeError, KeyError)
+
+
+def reason(error: Exception) -> str:
+    """Return why a command was refused."""
+    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+
+
 class Service(threading.Thread):
     """The thread of one service's loop."""
 
@@ -68,6 +77,8 @@ class Service(threading.Thread):
         self._stopping = False
         self._hurry = 0  # shadow cycles still to run
         self._reported: tuple[float, dict[str, Any]] = (0.0, {})
+        self._setting: threading.Thread | None = None  # the policy that was set last
+        self._rollbacks = 0
 
     def run(self) -> None:
         """Run a cycle each interval, on a grid that does not drift; after a pause of the machine, from now on."""
@@ -114,6 +125,39 @@ class Service(threading.Thread):
             self._hurry = max(self._hurry, hurry)
             self._lock.notify()
             return result
+
+    def set_policy(self, spec: str | Spec, done: Callable[[str | None], None], who: str) -> None:
+        """Set a policy that is made beside the loop: what it imports may take seconds. In the order of calls."""
+        before, rollbacks = self._setting, self._rollbacks
+
+        def swap(loop: ControlLoop, made: Chosen | None) -> None:
+            if rollbacks != self._rollbacks:
+                raise CommandError("it was rolled back meanwhile")
+            loop.swap(spec, done, who, made)
+
+        def make_and_swap() -> None:
+            if before is not None:
+                before.join()
+            made = None
+            if isinstance(spec, str) or "name" in spec:
+                with contextlib.suppress(*REFUSALS):  # the loop comes to the same, and tells of it
+                    made = Chosen(spec)
+            try:
+                self.call(lambda loop: swap(loop, made), hurry=SHADOW_CYCLES + 1)
+            except REFUSALS as error:
+                done(reason(error))
+
+        self._setting = threading.Thread(target=make_and_swap, name=f"set-{self.loop.service}", daemon=True)
+        self._setting.start()
+
+    def rollback(self, done: Callable[[str | None], None], who: str) -> None:
+        """Go back to the policy before, at once; one that is being made is not set any more."""
+
+        def back(loop: ControlLoop) -> None:
+            loop.rollback(done, who)
+            self._rollbacks += 1
+
+        self.call(back, hurry=SHADOW_CYCLES + 1)
 
     def stop(self) -> None:
         """End after the cycle that runs."""
@@ -162,9 +206,8 @@ class Controller:
                 raise CommandError("a command is a JSON object")
             number = command.get("id")
             answer = self._dispatch(command, number)
-        except (CommandError, SegmentError, ValueError, TypeError, KeyError) as error:
-            text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            self.say(id=number, ok=False, error=text)
+        except REFUSALS as error:
+            self.say(id=number, ok=False, error=reason(error))
             return
         if answer is not None:
             self.say(id=number, ok=True, **answer)
@@ -176,13 +219,11 @@ class Controller:
             case "show":
                 return {"services": {name: s.call(ControlLoop.show) for name, s in self.services.items()}}
             case "policy":
-                spec, who, service = command["policy"], str(command.get("who", "operator")), self._service(command)
-                done = self._answer(number, service)
-                service.call(lambda loop: loop.swap(spec, done, who), hurry=SHADOW_CYCLES + 1)
+                spec, service, who = command["policy"], self._service(command), str(command.get("who", "operator"))
+                service.set_policy(spec, self._answer(number, service), who)
             case "rollback":
-                who, service = str(command.get("who", "operator")), self._service(command)
-                done = self._answer(number, service)
-                service.call(lambda loop: loop.rollback(done, who), hurry=SHADOW_CYCLES + 1)
+                service, who = self._service(command), str(command.get("who", "operator"))
+                service.rollback(self._answer(number, service), who)
             case other:
                 raise CommandError(f"unknown command {other!r}: expected start, policy, rollback or show")
         return None

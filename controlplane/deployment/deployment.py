@@ -202,22 +202,28 @@ class Deployment:
 
     # --- changing the policy ------------------------------------------------------------------------------------------
 
-    def swap(self, spec: str | Mapping[str, Any], done: Callable[[str | None], None], who: str = "operator") -> None:
+    def swap(
+        self,
+        spec: str | Mapping[str, Any],
+        done: Callable[[str | None], None],
+        who: str = "operator",
+        made: Chosen | None = None,
+    ) -> None:
         """Let another policy take over after it decided in shadow, or change how the one in force is deployed.
 
         A mapping without a name, or with the policy in force, changes the latter at once. Raises ValueError when there
-        is no such policy, it cools down, or its options make no sense.
+        is no such policy, it cools down, or its options make no sense. made: of this specification, by who could wait.
         """
         given: Spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         try:
-            self._begin(given, done, who)
+            self._begin(given, done, who, made)
         except ValueError as error:
             told = {"policy": given.get("name", self.chosen.name), "spec": given, "sha256": None}
             self.on_event({"what": "refused", "who": who, **told, "why": str(error)})
             raise
 
-    def _begin(self, given: Spec, done: Callable[[str | None], None], who: str) -> None:
-        chosen = Chosen(given) if "name" in given else Chosen(self._changed(given), self.chosen.policy)
+    def _begin(self, given: Spec, done: Callable[[str | None], None], who: str, made: Chosen | None) -> None:
+        chosen = made or (Chosen(given) if "name" in given else Chosen(self._changed(given), self.chosen.policy))
         if chosen.ledger is not None and chosen.spec.get("ledger") != self.chosen.spec.get("ledger"):
             check_writable(chosen.ledger[0])
         if chosen.key == self.chosen.key and not self.demoted:

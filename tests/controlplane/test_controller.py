@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,24 @@ def segment() -> Iterator[Segment]:
 class Process:
     """A controller with the test as its supervisor."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, path: Path | None = None) -> None:
         command = [sys.executable, "-m", "controlplane.controller", *arguments]
-        self.popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        env = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+        pipe = subprocess.PIPE
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
         self.events: list[dict[str, Any]] = []
 
     def tell(self, line: str) -> dict[str, Any]:
+        self.ask(line)
+        return self.answer()
+
+    def ask(self, line: str) -> None:
         assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
         self.popen.stdin.write(line + "\n")
         self.popen.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.popen.stdout is not None
         while "event" in (answer := json.loads(self.popen.stdout.readline())):
             self.events.append(answer)
         return dict(answer)
@@ -66,8 +73,8 @@ class Process:
 def controller() -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
-    def make(*arguments: str) -> Process:
-        made.append(Process(*arguments))
+    def make(*arguments: str, path: Path | None = None) -> Process:
+        made.append(Process(*arguments, path=path))
         return made[-1]
 
     yield make
@@ -102,6 +109,65 @@ def test_it_beats_although_nothing_changes(segment, controller):
     until(lambda: segment.read_controller()["cycles"] >= first["cycles"] + 5)
     assert segment.read_controller()["heartbeat_ns"] > first["heartbeat_ns"]
     assert segment.directives_published == 1  # the same decision is not published again
+
+
+SLOW = """
+import time
+from controlplane.policies.lsq import LeastConnections
+
+time.sleep(1.2)
+
+
+class Slow(LeastConnections):
+    name = "slow"
+"""
+
+
+def slow_policy(folder: Path) -> Path:
+    """A third party's policy whose module takes 1.2 s to load, as torch would more."""
+    (folder / "slow_to_load.py").write_text(SLOW)
+    about = folder / "slow_to_load-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-to-load\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[vickrey.policies]\nslow = slow_to_load:Slow\n")
+    return folder
+
+
+def test_a_policy_that_takes_long_to_load_stops_no_loop(segment, controller, tmp_path):
+    process = controller(path=slow_policy(tmp_path))
+    process.start(segment)
+    first = segment.read_controller()["cycles"]
+    process.ask(json.dumps({"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "slow"}}))
+    time.sleep(1.0)
+    assert segment.read_controller()["cycles"] >= first + 10
+    assert segment.read_directive().policy == "lsq", "it is not there yet"
+    answer = process.answer()
+    assert (answer["id"], answer["ok"]) == (1, True)
+    assert segment.read_directive().policy == "slow"
+
+
+def test_policies_are_set_in_the_order_they_were_asked_for(segment, controller, tmp_path):
+    process = controller(path=slow_policy(tmp_path))
+    process.start(segment)
+    for number, name in enumerate(("slow", "sed")):
+        process.ask(json.dumps({"id": number, "cmd": "policy", "service": "web", "policy": {"name": name}}))
+    answers = {answer["id"]: answer for answer in (process.answer(), process.answer())}
+    assert answers[1]["ok"]
+    assert answers[0]["ok"] or answers[0]["error"] == "another policy was set meanwhile"
+    assert segment.read_directive().policy == "sed"
+
+
+def test_a_rollback_does_not_wait_for_a_policy_that_is_being_made(segment, controller, tmp_path):
+    process = controller(path=slow_policy(tmp_path))
+    process.start(segment)
+    assert process.command(cmd="policy", service="web", policy="sed")["ok"]
+    begun = time.monotonic()
+    process.ask(json.dumps({"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "slow"}}))
+    assert process.command(cmd="rollback", service="web")["ok"]
+    assert time.monotonic() - begun < 1.0
+    answer = process.answer()
+    assert (answer["id"], answer["ok"], answer["error"]) == (1, False, "it was rolled back meanwhile")
+    assert segment.read_directive().policy == "lsq"
 
 
 def test_a_policy_is_set_shown_and_rolled_back(segment, controller):
