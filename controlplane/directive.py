@@ -62,9 +62,9 @@ def _check_reserve(directive: Directive) -> None:
             raise DirectiveError("reserve: it falls as waiting flows grow in number")
     _check_array("sla_reserve", np.asarray(directive.sla_reserve), (len(SLA_CLASSES),))
     if directive.loads is not None:
-        _check_array("loads", directive.loads, np.shape(directive.loads)[:1])
+        _check_array("loads", directive.loads, (*np.shape(directive.loads)[:1], len(SLA_CLASSES)))
         if not 0 < len(directive.loads) <= ROUTES_MAX + 1 or not (directive.loads > 0).all():
-            raise DirectiveError(f"loads: expected 1 … {ROUTES_MAX + 1} numbers above 0")
+            raise DirectiveError(f"loads: expected 1 … {ROUTES_MAX + 1} rows of numbers above 0")
 
 
 def _check_array(name: str, values: Any, shape: tuple[int, ...]) -> None:

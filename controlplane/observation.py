@@ -39,6 +39,7 @@ class Table:
     capacity: Floats
     coalition: Floats
     route_loads: Floats  # (routes + 1,) 0: to be learned
+    classes_differ: bool
 
 
 class Observer:
@@ -82,6 +83,7 @@ class Observer:
                 servers["capacity"].astype(np.float64),
                 servers["coalition"].astype(np.float64),
                 np.append(0.0, view.head["routes"]["load"][: view.head["n_routes"]].astype(np.float64)),
+                bool(view.head["sla_header_bytes"]),
             )
         return self._table
 
@@ -138,6 +140,7 @@ class Observer:
             capacity=table.capacity,
             coalition=table.coalition,
             route_loads=table.route_loads,
+            classes_differ=table.classes_differ,
             read_records=lru_cache(maxsize=1)(self._records),
             read_features=self._features,
             read_histogram=_histogram_reader(stats),

@@ -96,6 +96,7 @@ class Observation:
     capacity: Floats | None = None  # (servers,) as configured for the classic rule; 0: to be learned
     coalition: Floats | None = None  # (servers,) as configured; 0: of none
     route_loads: Floats | None = None  # (routes + 1,) as configured; 0: to be learned
+    classes_differ: bool = False  # a header puts flows of one route into several SLA classes
     read_records: Callable[[], NDArray[np.void]] | None = field(
         default=None, repr=False
     )  # flows finished since a policy last asked; all who ask in one observation are told the same
@@ -143,7 +144,7 @@ class ClassicParameters:
     reserve: float = 0.0
     shapley: Floats | None = None  # hand-offs draw lots in this ratio; None: evenly
     coalition_above: float = 0.0  # load ratio above which a winner looks for partners …
-    coalition_below: float = 0.0  # … that have a lower one than this; above = 0: no hand-offs
+    coalition_below: float = 0.0  # … that have a lower one than this; 0: no hand-offs
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Directive:
     classic: ClassicParameters | None = None
     reserve: Floats | None = None  # (CURVE_POINTS,) by flows waiting: a flow whose lowest bid is above it waits too
     sla_reserve: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor on it for gold, silver, bronze
-    loads: Floats | None = None  # (routes + 1,) estimated load of a flow by route, > 0
+    loads: Floats | None = None  # (routes + 1, SLA classes) estimated load of a flow, > 0
     fitted: Mapping[str, Floats] = field(default_factory=dict)  # (servers,) each: what `vickrey policy show` prints
 
 

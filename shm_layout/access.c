@@ -51,7 +51,7 @@ static uint64_t directive_capacity(const struct segment_header *h)
 {
     /* a row of each array: id, weight, curve, the alias table's two, classic parameters; each array may begin on a line */
     uint64_t row = 8u + 4u + CURVE_POINTS * 4u + 4u + 4u + sizeof(struct classic_server);
-    uint64_t others = h->table_slots * 4ULL + (CURVE_POINTS + ROUTES_MAX + 1u) * 4u;
+    uint64_t others = h->table_slots * 4ULL + (CURVE_POINTS + (ROUTES_MAX + 1u) * SLA_CLASSES) * 4u;
     return lines(sizeof(struct directive) + h->max_servers * row + others + ARRAYS_OF_DIRECTIVE * 64u);
 }
 

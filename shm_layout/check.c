@@ -154,7 +154,7 @@ int segment_check_directive(const void *payload, uint64_t length, uint32_t max_s
         !array_is_inside(length, d->off_table, d->table_slots, 4) ||
         !array_is_inside(length, d->off_classic, n, sizeof(struct classic_server)) ||
         !array_is_inside(length, d->off_reserve, CURVE_POINTS, sizeof(float)) || d->n_routes > ROUTES_MAX + 1u ||
-        !array_is_inside(length, d->off_loads, d->n_routes, sizeof(float)))
+        !array_is_inside(length, d->off_loads, d->n_routes, SLA_CLASSES * sizeof(float)))
         return refuse(reason, REJECT_BOUNDS);
     if (d->off_ids == 0 || (d->off_table == 0 && d->table_slots != 0) || (d->off_loads == 0 && d->n_routes != 0))
         return refuse(reason, REJECT_BOUNDS);
@@ -172,7 +172,7 @@ int segment_check_directive(const void *payload, uint64_t length, uint32_t max_s
         return refuse(reason, REJECT_VALUE);
     if (d->off_loads != 0) {
         const float *loads = array_at(d, d->off_loads);
-        for (uint32_t i = 0; i < d->n_routes; i++)
+        for (uint32_t i = 0; i < d->n_routes * SLA_CLASSES; i++)
             if (!is_amount(loads[i]) || loads[i] <= 0.0f)
                 return refuse(reason, REJECT_VALUE);
     }

@@ -155,8 +155,8 @@ class DirectiveData:
     enforcing_percent: int = 100
     classic_noise: float = 0.0
     classic_reserve: float = 0.0
-    coalition_above: float = 0.0  # 0: no hand-offs
-    coalition_below: float = 0.0
+    coalition_above: float = 0.0
+    coalition_below: float = 0.0  # 0: no hand-offs
     sla_reserve: ArrayLike = (1.0, 1.0, 1.0)  # by class
     weights: ArrayLike | None = None  # (servers,)
     curves: ArrayLike | None = None  # (servers, CURVE_POINTS)
@@ -165,7 +165,7 @@ class DirectiveData:
     table: ArrayLike | None = None  # (table_slots,) slots
     classic: NDArray[Any] | None = None  # (servers,) of dtype CLASSIC_SERVER
     reserve: ArrayLike | None = None  # (CURVE_POINTS,) by flows waiting; None: no flow is held
-    loads: ArrayLike | None = None  # (routes + 1,) > 0
+    loads: ArrayLike | None = None  # (routes + 1, SLA classes) > 0
 
     def encode(self) -> NDArray[np.uint64]:
         """Return the payload as words; PayloadRejectedError when an array has not the shape that its rows ask for.
@@ -183,7 +183,7 @@ class DirectiveData:
             "off_table": _array("table", self.table, np.uint32, (-1,)),
             "off_classic": _array("classic", self.classic, CLASSIC_SERVER, (n,)),
             "off_reserve": _array("reserve", self.reserve, np.float32, (CURVE_POINTS,)),
-            "off_loads": _array("loads", self.loads, np.float32, (-1,)),
+            "off_loads": _array("loads", self.loads, np.float32, (-1, len(SLA_CLASSES))),
         }
         offsets, end = {}, DIRECTIVE.itemsize
         for name, array in arrays.items():
@@ -292,6 +292,7 @@ def decode_directive(payload: NDArray[np.uint64], epoch: int) -> DirectiveView:
         return None if offset == 0 else np.frombuffer(memory, dtype, count, offset)
 
     curves = at("off_curves", np.float32, n * CURVE_POINTS)
+    loads = at("off_loads", np.float32, int(head["n_routes"]) * len(SLA_CLASSES))
     return DirectiveView(
         head=head,
         epoch=epoch,
@@ -303,7 +304,7 @@ def decode_directive(payload: NDArray[np.uint64], epoch: int) -> DirectiveView:
         table=at("off_table", np.uint32, int(head["table_slots"])),
         classic=at("off_classic", CLASSIC_SERVER, n),
         reserve=at("off_reserve", np.float32, CURVE_POINTS),
-        loads=at("off_loads", np.float32, int(head["n_routes"])),
+        loads=None if loads is None else loads.reshape(-1, len(SLA_CLASSES)),
     )
 
 

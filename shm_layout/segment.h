@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 /* cdef:begin  structs, integer constants and plain prototypes only: cffi reads this part too */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 /* A bid curve and an occupancy profile have the same bins: n = 0 … 63 one each, then four to an octave up to n = 65535. */
 #define CURVE_EXACT 64
@@ -225,7 +225,7 @@ struct directive {
     uint32_t enforcing_percent;     /* share of the flows that follow it; the others follow the fallback rule */
     float    classic_noise;         /* upper end of the uniform noise ε; 0: none */
     float    classic_reserve;       /* a winner above it is flagged; 0: none */
-    uint32_t n_routes;              /* values in the array of loads */
+    uint32_t n_routes;              /* rows in the array of loads */
     uint64_t off_ids;               /* uint64_t[n_servers] */
     uint64_t off_weights;           /* float[n_servers], >= 0, finite, sum > 0 */
     uint64_t off_curves;            /* float[n_servers][CURVE_POINTS], >= 0, finite, never falling: rule bids */
@@ -235,10 +235,10 @@ struct directive {
     uint64_t off_classic;           /* struct classic_server[n_servers]: rule classic */
     uint64_t off_reserve;           /* float[CURVE_POINTS], >= 0, finite, never falling: with so many flows waiting before it, a flow whose
                                        lowest bid is above this waits too, while a server that it may use has a flow in flight. 0: no flow is held */
-    uint64_t off_loads;             /* float[n_routes], > 0: estimated load of a flow by route, route 0 first; the others' is 1 */
+    uint64_t off_loads;             /* float[n_routes][SLA_CLASSES], > 0: estimated load of a flow, route 0 first; of other routes 1 */
     float    sla_reserve[SLA_CLASSES]; /* factor on the reserve, by enum sla_class: gold may outbid, bronze is deferred */
     float    coalition_above;       /* classic: a winner with a higher load ratio looks for partners in its coalition … */
-    float    coalition_below;       /* … with a lower one than this; above = 0: no hand-offs */
+    float    coalition_below;       /* … with a lower one than this; 0: no hand-offs */
     uint8_t  reserved[36];
 };
 

@@ -106,7 +106,7 @@ def _history(seen: NDArray[np.void], watched: _Watched, step_ns: int, n_routes: 
     for i in range(1, n):
         rows = seen[order[ends[i - 1] : ends[i]]]
         flow_loads.learn(rows, ids, 1.0 / watched.mu[i], watched.k[i])
-        load[i] = flow_loads.loads(np.zeros(n_routes + 1))
+        load[i] = flow_loads.loads(np.zeros(n_routes + 1))[:, 0]  # all are of one class
         ok = rows[rows["server"] < n_servers]
         took = (ok["closed_ns"] - ok["dispatched_ns"]) * 1e-9
         number = np.bincount(ok["server"], minlength=n_servers)

@@ -1,11 +1,11 @@
-"""What a flow weighs before it is served: the mean load of its route's flows, or of its class's, learned from finished
-ones.
+"""What a flow weighs before it is served: the mean load of its route's and class's flows, learned from finished ones.
 
 Unit      1 is the mean flow: the time a flow took on a server that did not make it wait, over that server's mean
 Sample    flows that ended well and had found fewer than k in flight (they did not queue): (closed − dispatched)/s
 History   sums by route and SLA class, which fade over FLOWS flows of the route, bounded to 1/20 … 20
-Prior     a route with little history is taken for its class's mean: PRIOR flows' worth of it; a class for 1
-A route whose load is configured keeps that.
+Prior     a class is worth 1, a route what its classes' means say, and a class of a route both effects multiplied; each
+          of these counts as PRIOR flows
+A route whose load is configured keeps that, in all classes.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ class FlowLoads:
         self._number = self._number * keep + number
 
     def loads(self, configured: Floats) -> Floats:
-        """Return the estimated load of a flow by route, (routes + 1,); configured: 0 where it is to be learned."""
-        n = len(configured)
+        """Return the estimated load of a flow, (routes + 1, classes); configured (routes + 1,): 0 is to be learned."""
+        total, number = self._sum[: len(configured)], self._number[: len(configured)]
         by_class = (self._sum.sum(axis=0) + PRIOR) / (self._number.sum(axis=0) + PRIOR)
-        total, number = self._sum[:n].sum(axis=1), self._number[:n].sum(axis=1)
-        mix = np.where(number > 0, self._number[:n] @ by_class / np.maximum(number, 1e-300), 1.0)
-        learned = np.clip((total + PRIOR * mix) / (number + PRIOR), *LOAD_RANGE)
-        found: Floats = np.where(configured > 0, configured, learned)
+        flows = number.sum(axis=1)
+        mix = np.where(flows > 0, number @ by_class / np.maximum(flows, 1e-300), 1.0)
+        by_route = (total.sum(axis=1) + PRIOR * mix) / ((flows + PRIOR) * mix)
+        prior = by_route[:, None] * by_class
+        learned = np.clip((total + PRIOR * prior) / (number + PRIOR), *LOAD_RANGE)
+        found: Floats = np.where(configured[:, None] > 0, configured[:, None], learned)
         return found
 
     def typical(self, loads: Floats) -> float:
-        """Return the mean load of a flow, by the routes that flows took lately."""
-        number = self._number[: len(loads)].sum(axis=1)
+        """Return the mean load of a flow, by the routes and classes that flows were of lately."""
+        number = self._number[: len(loads)]
         return float((number * loads).sum() / number.sum()) if number.sum() > 0 else 1.0

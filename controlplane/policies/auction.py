@@ -5,7 +5,7 @@ Round     one control interval; one in which no flow came teaches nothing
 Capacity  c, in mean flows in flight: as configured, else the server's share of the estimated rates kμ, where all
           together are full at their Σ k workers, or at ROOM times what is in flight, if that is more (to ROOM_MAX Σ k)
 Load      L, in flight over all workers, summed by the data plane; here its mean over the round gives ρ = min(L/c, 1)
-Flow      x, the mean load of its route's or its class's flows (controlplane/auction/live_loads.py)
+Flow      x, the mean load of its route's and class's flows (controlplane/auction/live_loads.py)
 Learns    the sensitivity s, each round, by one of the modes of controlplane/auction/learning.py. Exploration is off,
           and bounded when it is asked for: EPSILON_MAX of the rounds, steps of 10 %, s within 1/2 … 2
 Hand-off  a winner whose ρ is above coalition_above shares with the servers of its coalition that are below
@@ -96,6 +96,7 @@ class Auction:
                 np.random.default_rng(seed),
                 learning_rate=learning_rate,
                 epsilon=epsilon,
+                tries_most=epsilon,
                 neural_rate=neural_rate,
                 sensitivity_range=SENSITIVITY_RANGE,
             )
@@ -133,7 +134,6 @@ class Auction:
         coalition = np.zeros(o.n_servers) if o.coalition is None else o.coalition
         arrivals = self._shares(o, rate)
         phi = self.contributions.update(o.now, capacity, load, fit.mu, fit.k, arrivals, o.active, coalition)
-        hands_off = self.coalition_above if (coalition > 0).any() else 0.0
         classic = ClassicParameters(
             capacity=capacity,
             sensitivity=self._rows["sensitivity"],
@@ -144,8 +144,8 @@ class Auction:
             noise=self.noise,
             reserve=self.reserve,
             shapley=phi,
-            coalition_above=hands_off,
-            coalition_below=self.coalition_below if hands_off > 0 else 0.0,
+            coalition_above=self.coalition_above,
+            coalition_below=self.coalition_below if (coalition > 0).any() else 0.0,
         )
         held = self._held_above(o, classic, loads)
         fitted = {
@@ -184,10 +184,10 @@ class Auction:
         self._ids = o.ids.copy()
 
     def _learn_loads(self, o: Observation, s: Floats, k: Floats) -> Floats | None:
-        """Return the estimated load of a flow by route; None where there are no routes."""
-        if o.route_loads is None or len(o.route_loads) < 2:
+        """Return the estimated load of a flow by route and class; None where all flows are of one."""
+        if o.route_loads is None or (len(o.route_loads) < 2 and not o.classes_differ):
             return None
-        if o.read_records is not None and not (o.route_loads[1:] > 0).all():
+        if o.read_records is not None and (o.classes_differ or not (o.route_loads[1:] > 0).all()):
             self.flow_loads.learn(o.read_records(), o.ids, s, k)
         return self.flow_loads.loads(o.route_loads)
 

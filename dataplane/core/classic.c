@@ -158,7 +158,7 @@ static struct award classic_dispatch(struct balancer *b, struct book *k, const s
     if (award.server == NO_SERVER)
         return award;
     award.above_reserve = k->reserve > 0.0f && award.bid > k->reserve;
-    if (k->coalition_above > 0.0f) {
+    if (k->coalition_below > 0.0f) {
         uint32_t taker = hand_off(b, k, award.server);
         award.handoff = taker != award.server;
         award.server = taker;

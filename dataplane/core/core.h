@@ -41,6 +41,7 @@ struct award {
     uint32_t rule;                  /* enum rule_id that decided */
     uint32_t above_reserve;         /* classic: flagged */
     uint32_t handoff;               /* classic: given to a partner of the winner's coalition */
+    uint32_t winner;                /* slot whose bid this is: the server's, but with a hand-off */
     float    load;                  /* of the flow, as the auction took it: give it to flow_open() */
     float    bid;                   /* 0 where the rule has none */
     float    price;                 /* second-lowest bid; INFINITY when nobody else bid */

@@ -87,7 +87,7 @@ struct book {
     /* late binding: rules bids and classic */
     const float *held_above;        /* CURVE_POINTS reserves by flows waiting; NULL: no flow is held */
     float sla_reserve[SLA_CLASSES];
-    const float *loads;             /* estimated load of a flow by route */
+    const float *loads;             /* estimated load of a flow, [route][class] */
     uint32_t n_loads;
 };
 
@@ -181,11 +181,11 @@ static inline float curve_at(const float *curve, uint32_t n)
     return curve[left] + (curve[left + 1] - curve[left]) * ((float)(n - from) / (float)(to - from));
 }
 
-/* Estimated load of a flow: what the engine knows, else its route's. */
+/* Estimated load of a flow: what the engine knows, else its route's and class's. */
 static inline float flow_load(const struct book *k, const struct flow_key *key)
 {
     if (key->load < 0.0f)
-        return key->route < k->n_loads ? k->loads[key->route] : 1.0f;
+        return key->route < k->n_loads && key->sla < SLA_CLASSES ? k->loads[key->route * SLA_CLASSES + key->sla] : 1.0f;
     return key->load >= 0.0f && !isinf(key->load) ? key->load : 0.0f;
 }
 

@@ -59,7 +59,7 @@ struct award auction(struct balancer *b, const int32_t *key)
     uint32_t nth = 0;
     if (found.second == found.least)
         nth = rng_below(&b->rng, b->scan->count(key, b->padded, found.least));
-    award.server = b->scan->find(key, b->padded, found.least, nth);
+    award.server = award.winner = b->scan->find(key, b->padded, found.least, nth);
     award.bid = bid_of(found.least);
     award.price = bid_of(found.second);
     return award;
@@ -180,7 +180,8 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
         COUNT(b->me->auctions_above_reserve, 1);
     if (award.handoff)
         COUNT(b->me->handoffs, 1);
-    struct server_stats *s = &b->stats[award.server];
+    /* A partner that takes over has bid more: what was bid is the winner's. */
+    struct server_stats *s = &b->stats[award.handoff ? award.winner : award.server];
     COUNT(s->auctions_won, 1);
     COUNT_DOUBLE(s->bid_sum, (double)award.bid);
     if (award.price < INFINITY) {

@@ -159,10 +159,19 @@ def test_an_overloaded_winner_shares_with_its_partners_in_the_ratio_of_their_sha
     ]
     with Farm(5) as farm:
         flows = coalition(farm, rows, [0.7, 0.4, 0.0, 0.0, 0.5])  # the last is at 0.5, not below it
-        assert chi_square_p(farm.balancer.drill_dispatch(8000), [1, 3, 4, 0, 0]) > 1e-4
-        won = farm.balancer.worker()
-        assert won["handoffs"] == farm.balancer.stats(1)["auctions_won"] + farm.balancer.stats(2)["auctions_won"]
+        taken = farm.balancer.drill_dispatch(8000)
+        assert chi_square_p(taken, [1, 3, 4, 0, 0]) > 1e-4
+        assert farm.balancer.worker()["handoffs"] == taken[1] + taken[2]
+        won = [farm.balancer.stats(i)["auctions_won"] for i in range(5)]
+        assert won == [8000, 0, 0, 0, 0], "what was bid is the winner's, whoever takes the flow"
         assert len(flows) == 3
+
+
+def test_any_load_may_count_as_overload():
+    rows = [WINNER | {"shapley": 0.0}, PARTNER | {"shapley": 1.0}]
+    with Farm(2) as farm:
+        coalition(farm, rows, [0.1, 0.0], coalition_above=0.0)
+        assert farm.dispatch(load=1.0).handoff
 
 
 def test_a_hand_off_leaves_bid_and_price_the_auctions():
@@ -182,7 +191,7 @@ def test_a_hand_off_leaves_bid_and_price_the_auctions():
         ({}, [0.9, 0.5], {}),  # no partner below 0.5
         ({"coalition": 0}, [0.9, 0.0], {}),  # of no coalition
         ({"coalition": 2}, [0.9, 0.0], {}),  # of another one
-        ({}, [0.9, 0.0], {"coalition_above": 0.0}),  # switched off
+        ({}, [0.9, 0.0], {"coalition_below": 0.0}),  # switched off
     ],
 )
 def test_without_overload_or_partner_the_winner_keeps_the_flow(change, ratios, thresholds):

@@ -96,11 +96,11 @@ def test_the_classic_auction_holds_by_its_own_bids():
         assert not farm.dispatch(load=0.1).held
 
 
-def test_a_flow_of_unknown_load_has_its_routes():
+def test_a_flow_of_unknown_load_has_its_route_s_and_class_s():
     with Farm(1) as farm:
-        farm.direct("classic", classic=classic_rows([{"capacity": 100}]), loads=[1.0, 3.0])
-        assert farm.dispatch(load=-1, route=1).load == 3
-        assert farm.dispatch(load=-1, route=1).bid == pytest.approx(4.5)
+        farm.direct("classic", classic=classic_rows([{"capacity": 100}]), loads=[[1.0, 1.0, 1.0], [2.0, 3.0, 4.0]])
+        assert [farm.dispatch(load=-1, route=1, sla=sla).load for sla in range(3)] == [2, 3, 4]
+        assert farm.dispatch(load=-1, route=1, sla=1).bid == pytest.approx(4.5)
         assert farm.dispatch(load=-1, route=2).load == 1
         assert farm.dispatch(load=2, route=1).load == 2
 

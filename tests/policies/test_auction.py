@@ -74,6 +74,9 @@ def test_dqn_without_torch_says_what_is_missing():
 
 def test_exploration_is_off_unless_it_is_asked_for():
     assert Auction(learning="qlearning").agents.options.epsilon == 0
+    for mode in ("ucb1", "thompson"):
+        asked = Auction(learning=mode, epsilon=0.05).agents.options
+        assert (asked.epsilon, asked.tries_most) == (0.05, 0.05), "what it tries by itself is bounded, too"
 
 
 # --- what it learns ---------------------------------------------------------------------------------------------------
@@ -253,7 +256,10 @@ def test_a_routes_load_is_its_time_over_the_servers_mean():
     # Twice the mean time on either server, 400 flows; the prior is worth 20 flows of the class's mean.
     loads.learn(records([(1, SILVER, 0, 0, 0.04), (1, SILVER, 1, 3, 0.02)] * 200), IDS, S, K)
     by_class = (400 * 2 + PRIOR) / (400 + PRIOR)
-    assert loads.loads(np.zeros(3)) == pytest.approx([1.0, (400 * 2 + PRIOR * by_class) / (400 + PRIOR), 1.0])
+    by_route = (400 * 2 + PRIOR * by_class) / (400 + PRIOR)  # as a load; as a factor on classes, over by_class
+    found = loads.loads(np.zeros(3))
+    assert found[:, SILVER] == pytest.approx([by_class, (400 * 2 + PRIOR * by_route) / (400 + PRIOR), by_class])
+    assert found[:, GOLD] == pytest.approx([1.0, by_route / by_class, 1.0])
 
 
 def test_flows_that_queued_failed_or_met_another_server_say_nothing():
@@ -262,21 +268,39 @@ def test_flows_that_queued_failed_or_met_another_server_say_nothing():
     bad[1]["outcome"] = 3
     bad[2]["server_id"] = 99
     loads.learn(bad, IDS, S, K)
-    assert loads.loads(np.zeros(2)) == pytest.approx([1.0, 1.0])
+    assert loads.loads(np.zeros(2)) == pytest.approx(np.ones((2, 3)))
 
 
 def test_a_route_without_history_is_taken_for_its_class():
     loads = FlowLoads()
     loads.learn(records([(1, GOLD, 0, 0, 0.06)] * 500 + [(2, GOLD, 0, 0, 0.06)]), IDS, S, K)
-    assert loads.loads(np.zeros(3))[2] == pytest.approx(3.0, rel=0.05)
+    found = loads.loads(np.zeros(4))
+    assert found[:, GOLD] == pytest.approx(3.0, rel=0.05)
+    assert found[[0, 3]][:, [SILVER, BRONZE]] == pytest.approx(1.0), "of other classes nothing is known"
+
+
+def test_classes_of_one_route_weigh_what_their_own_flows_did():
+    loads = FlowLoads()
+    loads.learn(records([(0, GOLD, 0, 0, 0.01), (0, BRONZE, 0, 0, 0.1)] * 400), IDS, S, K)
+    assert loads.loads(np.zeros(1))[0, [GOLD, BRONZE]] == pytest.approx([0.5, 5.0], rel=0.1)
+
+
+def test_a_class_of_a_route_that_is_not_seen_yet_has_the_effects_of_both():
+    loads = FlowLoads()
+    seen = [(1, GOLD, 0, 0, 0.02), (1, BRONZE, 0, 0, 0.04), (2, GOLD, 0, 0, 0.06)]
+    loads.learn(records(seen * 900), IDS, S, K)
+    gold, bronze = loads.loads(np.zeros(3))[2, [GOLD, BRONZE]]
+    assert gold == pytest.approx(3.0, rel=0.05)
+    # Gold (900·1 + 900·3 + 20)/1820 = 1.989, bronze (900·2 + 20)/920 = 1.978; route 2 2740/(920·1.989) = 1.497.
+    assert bronze == pytest.approx(1.497 * 1.978, rel=0.005)
 
 
 def test_a_configured_load_is_kept_and_a_learned_one_bounded():
     loads = FlowLoads()
     loads.learn(records([(1, SILVER, 0, 0, 0.06), (2, SILVER, 0, 0, 900.0)] * 2000), IDS, S, K)
     found = loads.loads(np.array([0.0, 7.0, 0.0]))
-    assert found[1] == 7.0
-    assert found[2] == LOAD_RANGE[1]
+    assert found[1].tolist() == [7.0] * 3
+    assert found[2, SILVER] == LOAD_RANGE[1]
 
 
 def test_history_fades():
@@ -284,7 +308,7 @@ def test_history_fades():
     loads.learn(records([(1, SILVER, 0, 0, 0.06)] * 500), IDS, S, K)
     for _ in range(int(5 * FLOWS / 500)):
         loads.learn(records([(1, SILVER, 0, 0, 0.02)] * 500), IDS, S, K)
-    assert loads.loads(np.zeros(2))[1] == pytest.approx(1.0, abs=0.05)
+    assert loads.loads(np.zeros(2))[1, SILVER] == pytest.approx(1.0, abs=0.05)
 
 
 def test_routes_are_asked_for_their_learned_loads():
@@ -292,8 +316,17 @@ def test_routes_are_asked_for_their_learned_loads():
     found = records([(1, SILVER, 0, 0, 3.0), (0, SILVER, 1, 0, 1.0)] * 300)
     o = observation(2, route_loads=np.array([0.0, 0.0]), read_records=lambda: found)
     loads = policy.decide(o).loads
-    assert loads[1] > 2 * loads[0]
-    assert policy.decide(observation(2, route_loads=np.array([0.0]))).loads is None
+    assert loads[1, SILVER] > 2 * loads[0, SILVER]
+    plain = observation(2, route_loads=np.array([0.0]), read_records=lambda: found)
+    assert policy.decide(plain).loads is None
+
+
+def test_classes_that_a_header_names_are_learned_without_routes():
+    found = records([(0, GOLD, 0, 0, 0.5), (0, BRONZE, 1, 0, 5.0)] * 300)
+    o = observation(2, route_loads=np.array([0.0]), classes_differ=True, read_records=lambda: found)
+    loads = Auction().decide(o).loads
+    assert loads.shape == (1, 3)
+    assert loads[0, BRONZE] > 5 * loads[0, GOLD]
 
 
 # --- coalitions -------------------------------------------------------------------------------------------------------
@@ -308,7 +341,7 @@ def test_hand_offs_are_by_spare_capacity_and_only_where_there_are_coalitions():
     assert classic.shapley == pytest.approx([2.0, 6.0, 8.0])
     assert (classic.coalition_above, classic.coalition_below) == (0.6, 0.5)
     alone = Auction().decide(observation(3)).classic
-    assert alone.coalition_above == 0
+    assert alone.coalition_below == 0, "nobody hands off"
 
 
 @pytest.mark.parametrize("game", ["pooled", "serving"])

@@ -399,7 +399,7 @@ def test_a_completion_at_one_worker_wakes_a_flow_of_another(start_bench):
 def test_the_class_is_the_header_s_else_the_route_s_else_the_default(start_bench):
     routes = [RouteData("/api", "gold", 0), RouteData("/api/slow", "bronze", 0), RouteData("/x", "silver", 0)]
     bench = start_bench(routes=routes, sla_default="bronze")
-    bench.direct(None, loads=[1.0, 2.0, 4.0, 8.0])
+    bench.direct(None, loads=[[load, load, load * 3] for load in (1.0, 2.0, 4.0, 8.0)])
     bench.taken()
     asked = ["other", "api", "api/slow/1", "apiary", "x", "ap", "api/1", "api/2"]
     slas = ["", "", "", "", "", "", "bronze", "platinum"]
@@ -410,7 +410,7 @@ def test_the_class_is_the_header_s_else_the_route_s_else_the_default(start_bench
     records = bench.service.segment.read_records(0, 0).records
     assert records["sla"].tolist() == [2, 0, 2, 0, 1, 2, 2, 0]
     assert records["route"].tolist() == [0, 1, 2, 1, 3, 0, 1, 1]
-    assert records["load"].tolist() == [1, 2, 4, 2, 8, 1, 2, 2]
+    assert records["load"].tolist() == [3, 2, 12, 2, 8, 3, 6, 2], "bronze flows weigh three times as much"
     assert [bench.total("flows_class", c) for c in range(3)] == [3, 1, 4]
 
 
