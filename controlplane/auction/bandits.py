@@ -8,7 +8,7 @@ Choice    bandit: ε-greedy
           ucb1: the largest value_a + w·σ·sqrt(2 ln N / n_a), an arm never tried first
           thompson: the largest draw from Normal(value_a·n_a / (n_a + 1), (w·σ)² / (n_a + 1))
           σ is the root mean square of the server's rewards: the papers' rewards span 0 … 1, these a few hundredths.
-          w is Options.width: 0 chooses the best mean
+          w is Options.width: 0 chooses the best mean. Beyond a share tries_most of the rounds it is the best mean too
 Shapes    value, count (servers, 3);  square (servers,) sum of squared rewards
 """
 
@@ -36,6 +36,14 @@ class Bandit(ActionLearner):
     def _choose(self, state: Floats) -> Rows:
         return self._epsilon_greedy(self.value)
 
+    def _within_bounds(self, index: Floats) -> Rows:
+        """Return the largest of index (servers, 3) in a share tries_most of the rounds; else the best mean."""
+        chosen = greedy(index)
+        if self.options.tries_most < 1:
+            may = self.rng.random(self.n) < self.options.tries_most
+            chosen = np.where(may, chosen, greedy(self.value))
+        return chosen
+
     def _scale(self) -> Floats:
         """Return σ of each server, (servers, 1); before the first reward that is not 0, 1."""
         total = self.count.sum(axis=1)
@@ -59,7 +67,7 @@ class UCB1(Bandit):
         total = np.maximum(self.count.sum(axis=1, keepdims=True), 1.0)
         untried = self.count == 0
         bonus = width * self._scale() * np.sqrt(2.0 * np.log(total) / np.where(untried, 1.0, self.count))
-        return greedy(np.where(untried, np.inf, self.value + bonus))
+        return self._within_bounds(np.where(untried, np.inf, self.value + bonus))
 
 
 class Thompson(Bandit):
@@ -71,7 +79,7 @@ class Thompson(Bandit):
             return greedy(self.value)
         believed = self.value * self.count / (self.count + 1.0)
         spread = width * self._scale() / np.sqrt(self.count + 1.0)
-        return greedy(believed + spread * self.rng.standard_normal(self.value.shape))
+        return self._within_bounds(believed + spread * self.rng.standard_normal(self.value.shape))
 
 
 KINDS: dict[str, type[Bandit]] = {kind.mode: kind for kind in (Bandit, UCB1, Thompson)}

@@ -13,7 +13,7 @@ dqn           one network for all servers: ρ, task load, sensitivity, risk aver
 Actions       increase s · (1 + step), decrease s · (1 − step), none
 Reward        by how much |ρ − t| fell since the action was taken
 Exploration   epsilon: the share of random actions. With 0 nothing is tried that is not believed best, in any mode: an
-              agent that knows nothing changes nothing
+              agent that knows nothing changes nothing. tries_most bounds what ucb1 and thompson try by themselves
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Options:
     gamma: float = 0.9
     step: float = 0.1
     exploration: float | None = None
+    tries_most: float = 1.0  # share of rounds in which ucb1 and thompson may choose what is not believed best
     sensitivity_range: tuple[float, float] = SENSITIVITY_RANGE
     neural_rate: float = 0.1
     network_rate: float = 1e-3  # of the dqn's optimiser
@@ -58,7 +59,7 @@ class Options:
     target_every: int = 100  # updates between copies to the dqn's target network
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon", "alpha", "gamma", "neural_rate"):
+        for name in ("learning_rate", "epsilon", "alpha", "gamma", "neural_rate", "tries_most"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"expected {name} from 0 to 1, not {getattr(self, name)}")
         if not 0.0 <= self.step < 1.0:

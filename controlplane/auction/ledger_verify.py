@@ -277,7 +277,8 @@ class _Walk:
             if self.partial or self.last is None or self.last.kind != "close":
                 ends = "in a half-written line" if self.partial else "without a closing record"
                 raise _Fault(found, 0, f"cut after {found} records: it ends {ends}, and there is no head file")
-            self.notes.append("there is no head file: sessions removed as a whole at the end would not be seen")
+            lacks = "there is no head file" if not head_path(self.path).exists() else "the head file is empty"
+            self.notes.append(f"{lacks}: sessions removed as a whole at the end would not be seen")
             return
         if found < head.records:
             raise _Fault(found, 0, f"cut at the end: {found} records, but the head counted {head.records}")

@@ -1,8 +1,8 @@
 """What a run of the round-based simulation leaves: its document, its tables, and a folder of files.
 
 rounds.csv     a row a round                         servers.csv   a row a server
-result.json    scenario, summary and servers         *.png         each metric, and overview.png
-report.html    every metric, interactive, one file
+history.csv    a row a round and server              *.png         each metric, and overview.png
+result.json    scenario, summary, servers, rounds    report.html   every metric, interactive, one file
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from controlplane.auction.metrics import COLUMNS
 from controlplane.auction.rounds import Simulation
 from controlplane.auction.tasks import CLASSES
@@ -22,6 +24,7 @@ from controlplane.command import CommandError
 from controlplane.table import number, percent
 
 ROWS = 40  # servers in the tables of the terminal and the page
+HISTORY_ROWS = 1_000_000  # of history.csv; of a longer run every k-th round
 
 
 def document(simulation: Simulation, seconds: float) -> dict[str, Any]:
@@ -163,6 +166,26 @@ def rounds_csv(simulation: Simulation) -> str:
     return text.getvalue()
 
 
+def history_csv(simulation: Simulation) -> str:
+    """Return a header and a row a round and server, in a long run every k-th round: its load, sensitivity and φ."""
+    metrics, capacity = simulation.metrics, simulation.farm.capacity
+    every = max(1, math.ceil(metrics.loads.size / HISTORY_ROWS))
+    lines = ["round,server,load,sensitivity,shapley\n"]
+    kept = (metrics.history_rounds[::every], metrics.loads[::every], metrics.sensitivities[::every])
+    for number_of, load, sensitivity in zip(*kept, strict=True):
+        spare = capacity - load.astype(np.float64)
+        rows = zip(load.tolist(), sensitivity.tolist(), spare.tolist(), strict=True)
+        lines += [f"{number_of},{i},{a:.6g},{b:.6g},{c:.6g}\n" for i, (a, b, c) in enumerate(rows)]
+    return "".join(lines)
+
+
+def _series(simulation: Simulation) -> dict[str, list[float]]:
+    """Return each column of rounds.csv, (rounds,); numbers that are not finite are null."""
+    rows = simulation.metrics.rows
+    found: dict[str, list[float]] = _finite({name: rows[name].tolist() for name in COLUMNS})
+    return found
+
+
 def servers_csv(found: dict[str, Any]) -> str:
     text = StringIO()
     writer = csv.DictWriter(text, list(found["servers"][0]), lineterminator="\n")
@@ -193,7 +216,8 @@ class Folder:
         texts = {
             "rounds.csv": rounds_csv(simulation),
             "servers.csv": servers_csv(found),
-            "result.json": json.dumps(found, indent=1) + "\n",
+            "history.csv": history_csv(simulation),
+            "result.json": json.dumps(found | {"rounds": _series(simulation)}, indent=None) + "\n",
         }
         written = []
         try:

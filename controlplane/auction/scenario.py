@@ -59,6 +59,10 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+TASKS_MAX = 10_000_000
+LOAD_MAX = 1e12
+
+
 class Model(BaseModel):
     """Unknown keys are errors, nothing is converted silently, and nothing changes afterwards."""
 
@@ -220,8 +224,12 @@ def mistakes(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield what no type can tell: where, and what is wrong."""
     if sum(scenario.tasks.shares.numbers()) <= 0:
         yield ("tasks", "shares"), "expected at least one share above 0"
-    if scenario.demand().base > 10_000_000:
-        yield ("tasks", "base"), "expected at most 10,000,000 tasks a round"
+    demand = scenario.demand()
+    for key, given in (("base", demand.base), ("amplitude", demand.amplitude)):
+        if given > TASKS_MAX:
+            yield ("tasks", key), f"expected at most {TASKS_MAX:,} tasks a round, not {given:g}"
+    if demand.load[1] > LOAD_MAX:
+        yield ("tasks", "load"), f"expected at most {LOAD_MAX:g}, not {demand.load[1]:g}"
 
 
 def load(path: str | os.PathLike[str]) -> Scenario:
@@ -229,4 +237,4 @@ def load(path: str | os.PathLike[str]) -> Scenario:
     from controlplane.config_yaml import read_yaml
     from controlplane.simulation.scenario_file import validate_as
 
-    return validate_as(Scenario, read_yaml(path), mistakes)
+    return validate_as(Scenario, read_yaml(path, "'servers:'"), mistakes)

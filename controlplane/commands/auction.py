@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", type=float, metavar="X", help="greatest random part of a bid (default 0.1)")
     parser.add_argument("--no-sla", action="store_true", help="ignore SLA levels in the auctions")
     parser.add_argument(
-        "--out", metavar="DIR", help="write plots, report.html, rounds.csv, servers.csv, result.json there"
+        "--out", metavar="DIR", help="write plots, report.html, rounds.csv, servers.csv, history.csv, result.json there"
     )
     parser.add_argument("--csv", action="store_true", help="print a row of figures a round instead of the summary")
     parser.add_argument("--ledger", metavar="FILE", help="append every round to this tamper-evident ledger")
     parser.add_argument("--ledger-auctions", type=float, metavar="SHARE", help="and a share of the auctions, 0 … 1")
+    parser.add_argument("--anchor", metavar="HASH", help="verify: a record's hash, noted elsewhere, that must be there")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_json(parser)
 
@@ -67,7 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if what and what[0] == "verify":
         if len(what) != 2:
             raise CommandError("which ledger? vickrey auction verify FILE", status=2)
-        return _verify(what[1], args.json)
+        if args.anchor is not None and not re.fullmatch("[0-9a-f]{64}", args.anchor):
+            raise CommandError(f"--anchor: expected 64 hexadecimal digits, not {args.anchor!r}", status=2)
+        return _verify(what[1], args.anchor, args.json)
+    if args.anchor is not None:
+        raise CommandError("--anchor belongs to: verify LEDGER", status=2)
     if len(what) > 1 or (what and args.scenario):
         raise CommandError("expected one scenario file, or: verify LEDGER", status=2)
     if args.json and args.csv:
@@ -75,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
     return _simulate(args, what[0] if what else args.scenario)
 
 
-def _verify(path: str, as_json: bool) -> int:
+def _verify(path: str, anchor: str | None, as_json: bool) -> int:
     from controlplane.auction.ledger import LedgerError, verify
     from controlplane.command import CommandError, print_json
 
     try:
-        verdict = verify(path)
+        verdict = verify(path, anchor)
     except (OSError, LedgerError) as error:
         text = f"{path}: {(error.strerror or str(error)).lower()}" if isinstance(error, OSError) else str(error)
         raise CommandError(text) from None

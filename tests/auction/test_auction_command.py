@@ -80,7 +80,14 @@ def test_a_folder_gets_every_plot_and_table(capsys, tmp_path):
     rows = list(csv.DictReader((folder / "rounds.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["round"] for row in rows] == [str(i) for i in range(1, 31)]
     assert len((folder / "servers.csv").read_text(encoding="utf-8").splitlines()) == 21
-    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["summary"]["rounds"] == 30
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["summary"]["rounds"] == len(result["rounds"]["welfare"]) == 30
+    history = list(csv.DictReader((folder / "history.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(history) == 30 * 20
+    last = history[-1]
+    assert (last["round"], last["server"]) == ("30", "19")
+    assert float(last["load"]) == pytest.approx(result["servers"][-1]["load"], rel=1e-5)
+    assert float(last["shapley"]) == pytest.approx(result["servers"][-1]["capacity"] - float(last["load"]), rel=1e-4)
 
 
 def test_the_example_runs_and_options_take_precedence(capsys):
@@ -112,6 +119,9 @@ def test_a_scenarios_mistakes_have_their_place(capsys, tmp_path):
         (["--json", "--csv"], "choose one"),
         (["--ledger-auctions", "1"], "needs --ledger FILE"),
         (["verify"], "which ledger?"),
+        (["--amplitude", "1e12"], "--amplitude: expected at most 10,000,000 tasks a round"),
+        (["verify", "x.jsonl", "--anchor", "abc"], "--anchor: expected 64 hexadecimal digits"),
+        (["--anchor", "0" * 64], "--anchor belongs to"),
         (["a.yaml", "b.yaml"], "expected one scenario file"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.auction.learning import ACTIONS, DECREASE, INCREASE, MODES, NONE, make
+from controlplane.auction.learning import ACTIONS, DECREASE, INCREASE, MODES, NONE, greedy, make
 
 BASE_MODES = [mode for mode in MODES if mode != "dqn"]
 
@@ -137,6 +137,18 @@ def test_epsilon_is_the_share_of_random_actions():
     update(agent, 0.9)
     shares = np.bincount(agent.action, minlength=3) / 30_000
     assert shares == pytest.approx([0.1, 0.1, 0.8], abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["bandit", "ucb1", "thompson"])
+def test_no_more_is_tried_than_is_allowed(mode):
+    """Rewards that are noise are what makes ucb1 and thompson try most: more than a third of the rounds, unbounded."""
+    rng, tried = np.random.default_rng(3), []
+    agent = learner(mode, 200, epsilon=0.05, tries_most=0.05)
+    sensitivity = np.ones(200)
+    for _ in range(300):
+        sensitivity = update(agent, rng.uniform(0.2, 0.9, 200), sensitivity)
+        tried.append(agent.action != greedy(agent.value))
+    assert 0.0 < np.mean(tried) < 0.055
 
 
 @pytest.mark.parametrize("mode", ["qlearning", "bandit", "ucb1", "thompson"])
