@@ -173,18 +173,21 @@ def _code(error: ReaderError) -> str:
     return f"U+{character if isinstance(character, int) else ord(str(character)[:1] or chr(0)):04X}"
 
 
-def parse_yaml(text: str, file: str) -> Document:
-    """Read YAML text. Raises ConfigError when it is not YAML; lesser problems are in the document."""
+def parse_yaml(text: str, file: str, keys: str = "'service:'") -> Document:
+    """Read YAML text. Raises ConfigError when it is not YAML; lesser problems are in the document.
+
+    keys: what who wrote nothing is told to write.
+    """
     document = Document(file)
     node = _compose(file, text)
     if node is None:
-        raise ConfigError([Problem(file, 0, 0, "", "empty: expected at least 'service:'")])
+        raise ConfigError([Problem(file, 0, 0, "", f"empty: expected at least {keys}")])
     document.positions[()] = (node.start_mark.line + 1, node.start_mark.column + 1)
     document.root = document.build(node, ())
     return document
 
 
-def read_yaml(path: str | os.PathLike[str]) -> Document:
+def read_yaml(path: str | os.PathLike[str], keys: str = "'service:'") -> Document:
     """Read a YAML file; raises ConfigError."""
     file = os.fspath(path)
-    return parse_yaml(_read_text(file), file)
+    return parse_yaml(_read_text(file), file, keys)

@@ -15,7 +15,6 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,17 +184,7 @@ def find(name: str) -> Path:
 
 def load(name: str) -> TopologyFile:
     """Return a topology by name or path. Raises ConfigError with all that is wrong in it."""
-    path = find(name)
-    try:
-        return validate(read_yaml(path))
-    except ConfigError as error:
-        raise ConfigError(_of_topologies(problem) for problem in error.problems) from None
-
-
-def _of_topologies(problem: Problem) -> Problem:
-    """The reader of YAML speaks of the balancer's configuration."""
-    is_empty = problem.what.startswith("empty:")
-    return replace(problem, what="empty: expected at least 'servers:'") if is_empty else problem
+    return validate(read_yaml(find(name), "'servers:'"))
 
 
 def validate(document: Document) -> TopologyFile:
@@ -234,6 +223,10 @@ def mistakes(topology: TopologyFile) -> Iterator[tuple[Where, str]]:
                 least = cgroups.QUOTA_LEAST_S / topology.period
                 what = f"expected at least {least:g} cores with a period of {format_duration(topology.period)}"
                 yield ("servers", i, "cpu"), f"{what} (the kernel hands out no less than 1ms), not {group.cpu:g}"
+    least = cgroups.QUOTA_LEAST_S / cgroups.PERIOD_LIMIT_S
+    for i, group in enumerate(topology.servers):
+        if topology.period is None and topology.machine_share is None and group.cpu is not None and group.cpu < least:
+            yield ("servers", i, "cpu"), f"expected at least {least:g} cores, the least that the kernel knows"
 
 
 def _problems(document: Document, errors: ValidationError) -> Iterator[Problem]:

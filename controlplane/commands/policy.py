@@ -235,7 +235,7 @@ def _from_file(path: str) -> dict[str, Any]:
     from controlplane.config_yaml import read_yaml
 
     try:
-        document = read_yaml(path)
+        document = read_yaml(path, "'name:'")
         if document.problems:
             raise ConfigError(document.problems)
     except ConfigError as error:

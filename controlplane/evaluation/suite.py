@@ -126,7 +126,7 @@ def load(name: str) -> Suite:
         known = [*library(), *scenario_file.library()]
         what = f"no suite or scenario is called so{did_you_mean(name, known)}"
         raise ConfigError([Problem(name, 0, 0, "", f"{what}; `vickrey eval --list` shows all")])
-    document = read_yaml(scenario_file.find(name))
+    document = read_yaml(scenario_file.find(name), "'servers:', or 'scenarios:' of a suite")
     if isinstance(document.root, dict) and "scenarios" in document.root:
         return _read(document, Path(name).stem)
     scenario = scenario_file.validate(document)

@@ -41,7 +41,7 @@ def find(name: str) -> Path:
 
 def load(name: str) -> Scenario:
     """Return a scenario by name or path. Raises ConfigError with all that is wrong in it."""
-    return validate(read_yaml(find(name)))
+    return validate(read_yaml(find(name), "'servers:'"))
 
 
 def validate(document: Document) -> Scenario:

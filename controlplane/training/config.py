@@ -151,7 +151,7 @@ def load(name: str, file: str | None = None, changes: Sequence[str] = ()) -> Con
     model = model_of(name)
     path = str(CONFIGS / f"{name}.yaml") if file is None else file
     try:
-        document = read_yaml(path)
+        document = read_yaml(path, "'training:'")
         if file is not None:
             _fill_in(document, read_yaml(CONFIGS / f"{name}.yaml"))
         for change in changes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,18 +40,7 @@ def find(name: str) -> Path:
 
 def load(name: str) -> Scenario:
     """Return a scenario by name or path. Raises ConfigError with all that is wrong in it."""
-    path = find(name)
-    try:
-        document = read_yaml(path)
-    except ConfigError as error:
-        raise ConfigError(map(_of_scenarios, error.problems)) from None
-    return validate(document)
-
-
-def _of_scenarios(problem: Problem) -> Problem:
-    """The reader of YAML speaks of the balancer's configuration."""
-    is_empty = problem.what.startswith("empty:")
-    return replace(problem, what="empty: expected at least 'title:', 'shows:' and 'servers:'") if is_empty else problem
+    return validate(read_yaml(find(name), "'title:', 'shows:' and 'servers:'"))
 
 
 def validate(document: Document) -> Scenario:

@@ -99,6 +99,10 @@ class TestFile:
                 ],
             ),
             (
+                "servers:\n  - {name: a, backend: apache, cpu: 0.0001}",
+                ["t.yaml:2:32: servers[0].cpu: expected at least 0.001 cores, the least that the kernel knows"],
+            ),
+            (
                 "servers:\n  - {name: a, count: 2, backend: apache}\n  - {name: a-2, backend: aiohttp}",
                 ["t.yaml:3:6: servers[1].name: server a-2 is there already, in servers[0]"],
             ),
