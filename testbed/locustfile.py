@@ -43,6 +43,7 @@ locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99, 0.999]
 locust.stats.PERCENTILES_TO_STATISTICS = [0.9, 0.99, 0.999]
 _NAMES_MOST = 20  # rows in locust's table
 _OVER = "replay over"  # what a worker tells its master
+_TICK_S = 0.05
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -80,12 +81,13 @@ class Replay:
         self.names: list[str] = []
         self.late_s: list[float] = []
         self.fct_s: list[float] = []
+        self.stall_s = 0.0  # the longest time for which this process did nothing though it should have
         self.is_over = False
 
     def begin(self, options: Any, host: str) -> None:
         """Make the schedule; TraceError, ValueError or OSError when that cannot be."""
         self.schedule = None
-        self.late_s, self.fct_s = [], []
+        self.late_s, self.fct_s, self.stall_s = [], [], 0.0
         if options.trace:
             self._begin_trace(options, host)
             return
@@ -126,12 +128,13 @@ class Replay:
                 environment.runner.send_message(_OVER, self.figures())
 
     def figures(self) -> dict[str, list[float]]:
-        """Milliseconds: lateness (p50, p99, max), completion times (mean, p50, p90, p99, p99.9, max); and counts."""
+        """Milliseconds: lateness (p50, p99, max; a stall counts as the latter), completion times (mean, p50, p90, p99,
+        p99.9, max); and counts: sent, answered, planned."""
         late, fct = np.array(self.late_s) * 1e3, np.array(self.fct_s) * 1e3
         return {
-            "late": np.percentile(late, (50, 99, 100)).tolist() if len(late) else [],
+            "late": [*np.percentile(late, (50, 99)), max(late.max(), self.stall_s * 1e3)] if len(late) else [],
             "fct": [float(fct.mean()), *np.percentile(fct, (50, 90, 99, 99.9, 100)).tolist()] if len(fct) else [],
-            "count": [len(late), len(fct)],
+            "count": [len(late), len(fct), len(self.paths)],
         }
 
 
@@ -171,8 +174,11 @@ def report(environment: Environment, **_: Any) -> None:
 def say(environment: Environment, figures: dict[str, list[float]]) -> None:
     if not figures["late"]:
         return
-    sent, answered = figures["count"]
+    sent, answered, planned = figures["count"]
     log.info("sent %d requests, answered %d", sent, answered)
+    if sent < planned:
+        log.warning("PARTIAL: ended early, %d of %d requests were sent", sent, planned)
+        environment.process_exit_code = 1
     if figures["fct"]:
         log.info("FCT ms: mean %.2f, p50 %.2f, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f", *figures["fct"])
     log.info("late by p50 %.2f ms, p99 %.2f ms, max %.2f ms", *figures["late"])
@@ -209,6 +215,7 @@ class OpenLoopUser(FastHttpUser):
 
     def _send_all(self, schedule: Schedule, start: float, headers: dict[str, str]) -> None:
         requests = Group()
+        clock = gevent.spawn(self._watch)
         try:
             for arrival, path, name in zip(schedule.arrival_s.tolist(), replay.paths, replay.names, strict=True):
                 ahead = start + arrival - time.perf_counter()
@@ -216,9 +223,18 @@ class OpenLoopUser(FastHttpUser):
                     gevent.sleep(ahead)
                 requests.spawn(self._send, start + arrival, path, name, headers)
             requests.join()
+            gevent.sleep(_TICK_S)  # the clock may not have seen yet that we stood still
         finally:
             requests.kill()
+            clock.kill()
             replay.over(self.environment)
+
+    def _watch(self) -> None:
+        """A standstill in which no request was due delays the reading of answers all the same."""
+        while True:
+            due = time.perf_counter() + _TICK_S
+            gevent.sleep(_TICK_S)
+            replay.stall_s = max(replay.stall_s, time.perf_counter() - due)
 
     def _send(self, scheduled: float, path: str, name: str, headers: dict[str, str]) -> None:
         replay.late_s.append(time.perf_counter() - scheduled)

@@ -23,7 +23,7 @@ from testbed.peers.vickrey import Vickrey
 from testbed.processes import cpu_seconds
 
 EVERY_S = 0.5
-TRUTH = ("busy", "queued", "workers", "speed", "served", "service_ms", "cpu_s", "memory", "up")
+TRUTH = ("busy", "queued", "workers", "speed", "served", "service_ms", "cpu_s", "memory", "pid", "up")
 BELIEF = ("weight", "in_flight", "mu", "k", "bid")  # bid: for one flow more than there are
 _POLICY = "/v1/services/web/policy"
 
@@ -59,6 +59,16 @@ class Telemetry:
 
     def has(self, name: str) -> bool:
         return bool(np.isfinite(self.column(name)).any())
+
+    def processes(self) -> list[list[int]]:
+        """Servers, by their place in names, that share a process, and so its CPU time and memory; one that says nothing
+        of its process has its own."""
+        pids = self.column("pid") if len(self) else np.full((1, len(self.names)), np.nan)
+        groups: dict[float, list[int]] = {}
+        for i, said in enumerate(pids.T):
+            known = said[np.isfinite(said)]
+            groups.setdefault(float(known[-1]) if len(known) else -1.0 - i, []).append(i)
+        return list(groups.values())
 
     def increase(self, name: str, begin_s: float, end_s: float) -> Floats:
         """How much a total grew between two times, by server. One that began anew (a restart) counts from zero."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from testbed.compare.runner import Comparison
     from testbed.compare.scenario import Scenario
+    from testbed.interrupts import Deferred
 
 DESCRIPTION = """\
 Run a scenario on real servers through every balancer, in interleaved rounds on identical arrivals and demands, and
@@ -65,13 +66,19 @@ def run(args: argparse.Namespace) -> int:
 
     from testbed.compare.outcome import document
     from testbed.compare.report import Writer
+    from testbed.interrupts import Deferred
 
     writer = Writer(args.out or f"compare-{name}")
-    found = _execute(scenario)
-    outcome = document(name, found)
-    if found.runs:
-        writer.write(outcome, found)
-        outcome["report"] = str(writer.page)
+    with Deferred() as signals:  # until the report is whole: a second Ctrl-C must not cost what was measured
+        found = _execute(scenario, signals)
+        outcome = document(name, found)
+        if found.runs:
+            writer.write(outcome, found)
+            outcome["report"] = str(writer.page)
+        elif found.interrupted:
+            writer.remove()
+        if found.interrupted:
+            signals.forget()
     if args.json:
         print_json(outcome)
     else:
@@ -92,10 +99,9 @@ def needs_plotly() -> None:
         raise CommandError("needs vickrey[testbed]: plotly is not installed (pip install 'vickrey[testbed]')")
 
 
-def _execute(scenario: Scenario) -> Comparison:
+def _execute(scenario: Scenario, signals: Deferred) -> Comparison:
     from controlplane.command import CommandError
     from testbed.compare.runner import Runner
-    from testbed.interrupts import Deferred
     from testbed.processes import StartError
 
     def say(line: str) -> None:
@@ -103,8 +109,7 @@ def _execute(scenario: Scenario) -> Comparison:
 
     say(f"this takes about {takes_s(scenario) / 60:.0f} minutes; Ctrl-C ends it with what there is by then")
     try:
-        with Deferred() as signals:
-            return Runner(scenario, say=say).run(signals)
+        return Runner(scenario, say=say).run(signals)
     except (StartError, OSError) as error:
         raise CommandError(str(error)) from None
 

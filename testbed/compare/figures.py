@@ -23,6 +23,7 @@ SLOWDOWN_FLOOR_MS = 1.0  # demands below count as this: else the mean is that of
 _BLOCK_S = 1.0  # requests within a second wait for one another: they are drawn together
 _RESAMPLES = 300
 _ROUNDS_FOR_T = 3
+_BLOCKS_LEAST = 8  # seconds of which a bootstrap can say anything
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def paired(ours: Sequence[Run | Reference], theirs: Sequence[Run | Reference]) -
 
     From three rounds on by Student's t on the logarithms of the rounds' ratios. Fewer tell nothing of what differs
     between rounds; then whole seconds of the pairs of requests are drawn anew (a block bootstrap), which tells how far
-    chance within the runs goes.
+    chance within the runs goes. Of less than _BLOCKS_LEAST seconds in all there is no interval.
     """
     pairs = [(times_of(a), times_of(b)) for a in ours for b in theirs if a.round == b.round]
     if not pairs or not all(len(a.fct_ms) and len(b.fct_ms) for a, b in pairs):
@@ -178,6 +179,9 @@ def _bootstrap(pairs: Sequence[tuple[Times, Times]]) -> tuple[Floats, Floats]:
         edges = np.arange(min(a.arrival_s[0], b.arrival_s[0]), max(a.arrival_s[-1], b.arrival_s[-1]), _BLOCK_S)
         at = [np.split(t.fct_ms, np.searchsorted(t.arrival_s, edges[1:])) for t in (a, b)]
         blocks.append(list(zip(*at, strict=True)))
+    if sum(map(len, blocks)) < _BLOCKS_LEAST:
+        unknown = np.full(len(TIMES), np.nan)
+        return unknown, unknown
     drawn = np.empty((_RESAMPLES, len(TIMES)))
     for k in range(_RESAMPLES):
         logs = []
@@ -191,9 +195,16 @@ def _bootstrap(pairs: Sequence[tuple[Times, Times]]) -> tuple[Floats, Floats]:
     return low, high
 
 
-def usable(runs: Sequence[Run]) -> list[Run]:
-    """The valid runs of a balancer; all of them when none is."""
-    return [run for run in runs if run.is_valid] or list(runs)
+def usable(found: Comparison, variant: str) -> list[Run]:
+    """The runs of a balancer that count: valid ones, of rounds in which all balancers have one.
+
+    So all have met the same arrivals. A balancer without any valid run binds the others to no round, and has all of
+    its own.
+    """
+    valid = {name: {run.round for run in found.of(name) if run.is_valid} for name in {r.variant for r in found.runs}}
+    common = set.intersection(*(rounds for rounds in valid.values() if rounds)) if any(valid.values()) else set()
+    runs = [run for run in found.of(variant) if run.is_valid] or found.of(variant)
+    return [run for run in runs if run.round in common] or runs
 
 
 def references(found: Comparison, name: str) -> list[Reference]:

@@ -25,9 +25,9 @@ def document(name: str, found: Comparison) -> dict[str, Any]:
     central = references(found, CENTRAL)
     balancers: list[dict[str, Any]] = []
     for one in measured:
-        runs = usable(found.of(one.name))
+        runs = usable(found, one.name)
         figures = together([figures_of(run, fastest) for run in runs])
-        against = paired(runs, usable(found.of(base.name))) if base is not None else {}
+        against = paired(runs, usable(found, base.name)) if base is not None else {}
         to_central = paired(runs, central) if central else {}
         balancers.append(
             {
@@ -87,7 +87,7 @@ def _utilisation(found: Comparison, one: Variant) -> list[float | None]:
     """Busy share of each server's workers, mean over the rounds."""
     rows = [
         run.telemetry.utilisation(run.traffic.warmup_s, run.traffic.schedule.duration_s)
-        for run in usable(found.of(one.name))
+        for run in usable(found, one.name)
         if len(run.telemetry)
     ]
     return [None if x != x else round(x, 4) for x in np.mean(rows, axis=0).tolist()] if rows else []
@@ -101,7 +101,7 @@ def _kinds(found: Comparison, one: Variant) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for i, kind in enumerate(traffic):
         rounds = []
-        for run in usable(found.of(one.name)):
+        for run in usable(found, one.name):
             times = times_of(run)
             mine = times.fct_ms[run.traffic.kind[times.index] == i]
             if len(mine):
@@ -155,14 +155,14 @@ def notes(found: Comparison) -> list[str]:
     if others is not None and others > machine.OTHERS_LIMIT:
         lines.append(
             f"The machine was not ours alone: others used up to {percent(others)} of its CPU during a run"
-            f" (limit {percent(machine.OTHERS_LIMIT)}). Ratios are paired within a round; absolute figures are not to"
-            " be trusted."
+            f" (limit {percent(machine.OTHERS_LIMIT)}). What they did while one"
+            " balancer ran is in its figures, and in ratios to them."
         )
     lines += [
         f"INVALID: {run.variant}, round {run.round + 1}: {'; '.join(run.invalid)}" for run in found.runs if run.invalid
     ]
     if found.interrupted:
-        lines.append("Interrupted: these are the rounds that were finished.")
+        lines.append("Interrupted: what was finished by then; figures are of the rounds that all went through, if any.")
     lines += [f"Not installed: {name}: {why}" for name, why in found.absent.items()]
     lines += [f"Did not start: {name}: {why}" for name, why in found.failed.items()]
     return lines
@@ -171,8 +171,8 @@ def notes(found: Comparison) -> list[str]:
 def verdict(found: Comparison, measured: list[Variant]) -> list[dict[str, Any]]:
     """`vickrey adaptive` against the best-mean setting of every competitor: told nothing, and told the truth.
 
-    ratio: ours / theirs. `word`: ahead or behind where the interval excludes 1, else level. `meets`: the scenario's
-    aim, judged by the ratio itself; None where the aim says nothing.
+    ratio: ours / theirs. `word`: ahead or behind where the interval excludes 1, else level; unknown where there is
+    none. `meets`: the scenario's aim, judged by the ratio itself; None where the aim says nothing.
     """
     ours = next((one for one in measured if one.name == OURS), None)
     ours = ours or next((one for one in measured if one.program == "vickrey"), None)
@@ -184,8 +184,8 @@ def verdict(found: Comparison, measured: list[Variant]) -> list[dict[str, Any]]:
             rivals = [one for one in measured if one.program == program and one.is_told == told]
             if not rivals:
                 continue
-            best = min(rivals, key=lambda one: together([figures_of(r, 1.0) for r in usable(found.of(one.name))]).mean)
-            ratios = paired(usable(found.of(ours.name)), usable(found.of(best.name)))
+            best = min(rivals, key=lambda one: together([figures_of(r, 1.0) for r in usable(found, one.name)]).mean)
+            ratios = paired(usable(found, ours.name), usable(found, best.name))
             for figure in ("mean", "p99"):
                 rows.append(
                     {
@@ -202,6 +202,8 @@ def verdict(found: Comparison, measured: list[Variant]) -> list[dict[str, Any]]:
 
 
 def _word(ratio: Ratio) -> str:
+    if ratio.low != ratio.low:
+        return "unknown"
     if not ratio.is_clear:
         return "level"
     return "ahead" if ratio.ratio < 1 else "behind"

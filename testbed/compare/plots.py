@@ -49,7 +49,7 @@ def overall(document: dict[str, Any], found: Comparison) -> Plots:
 
 def over_time(document: dict[str, Any], found: Comparison) -> Plots:
     """One round over time: all balancers together, then each of them with its servers."""
-    shown = [(one["name"], usable(found.of(one["name"]))[0]) for one in tables.in_order(document)]
+    shown = [(one["name"], usable(found, one["name"])[0]) for one in tables.in_order(document)]
     plots: Plots = []
     if shown:
         plots.append(("Completion times over time (p99 of each half second; one round)", _together(found, shown)))
@@ -91,7 +91,7 @@ def _tails(document: dict[str, Any], found: Comparison) -> Any:
 
     figure = go.Figure()
     for i, one in enumerate(tables.in_order(document)):
-        fct = np.concatenate([times_of(run).fct_ms for run in usable(found.of(one["name"]))])
+        fct = np.concatenate([times_of(run).fct_ms for run in usable(found, one["name"])])
         _add_tail(figure, fct, one["name"], _COLOURS[i % len(_COLOURS)], "solid")
     for reference in document["references"]:
         fct = np.concatenate([times_of(r).fct_ms for r in found.references if r.name == reference["name"]])
@@ -148,10 +148,11 @@ def _one(found: Comparison, run: Run) -> Any:
         if telemetry.has(column)
     ]
     cores = _cpu_shares(run)
+    shared = "" if len(telemetry.processes()) == len(found.names) else "<br>by process"
     if cores is not None:
-        rows.append(("CPU, cores", "cpu_s"))
+        rows.append((f"CPU, cores{shared}", "cpu_s"))
     if telemetry.has("memory"):
-        rows.append(("memory, MB", "memory"))
+        rows.append((f"memory, MB{shared}", "memory"))
     figure = make_subplots(
         len(rows), 1, shared_xaxes=True, vertical_spacing=0.02, row_heights=[2.2, *[1.0] * (len(rows) - 1)]
     )
@@ -173,9 +174,12 @@ def _one(found: Comparison, run: Run) -> Any:
         elif column == "cpu_s":
             assert cores is not None
             values = cores
-        for i, name in enumerate(found.names):
+        of_process = column in ("cpu_s", "memory")
+        groups = telemetry.processes() if of_process else [[i] for i in range(len(found.names))]
+        for members in groups:
+            i, name = members[0], ", ".join(found.names[j] for j in members)
             line = {"color": _COLOURS[i % len(_COLOURS)], "width": 1.3, "shape": "hv"}
-            about = {"name": name, "legendgroup": name, "showlegend": False}
+            about = {"name": name, "legendgroup": found.names[i], "showlegend": False}
             figure.add_scatter(x=at, y=_short(values[:, i]), mode="lines", line=line, **about, row=row, col=1)
     figure.update_xaxes(title_text="seconds after the warm-up", row=len(rows), col=1)
     _mark(figure, found.scenario)

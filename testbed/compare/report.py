@@ -8,6 +8,7 @@ telemetry.csv    a row a sample and server              configurations/   as eac
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -30,6 +31,11 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CommandError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
+
+    def remove(self) -> None:
+        """Take the folder away again when nothing is in it."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def write(self, document: dict[str, Any], found: Comparison) -> None:
         try:

@@ -40,7 +40,8 @@ $ make results ARGS="failure heavy-tail"    # only these sections
 
 and one scenario, with plots over time, by `vickrey compare SCENARIO`. What the columns mean stands
 [below](#how-to-read-it). The machine matters: every section says which one it was, when, and how busy it was with
-other things. Ratios are paired within a round and bear a busy machine better than milliseconds do.
+other things. Ratios are paired within a round, so arrivals and demands cancel; what else the machine did while one
+balancer ran does not, for they run one after another.
 
 ## In short
 
@@ -56,9 +57,9 @@ _READ = f"""\
 
 Every competitor runs with one worker, upstream connections reused, and the configuration that `vickrey compare` leaves
 in `configurations/` of its report: HAProxy `leastconn`, nginx `least_conn` and `random two least_conn`, Envoy
-`LEAST_REQUEST`; the told ones beside them. The *central queue* and *least work left* are simulated on the same
-arrivals, with the servers' lateness and the path's overhead as measured; the second knows every demand in advance, and
-minimises the time of the flow at hand, not of those to come.
+`LEAST_REQUEST` of two and of all; the told ones beside them. The *central queue* and *least work left* are simulated on
+the same arrivals, with the servers' lateness and the path's overhead as measured; the second knows every demand in
+advance, and minimises the time of the flow at hand, not of those to come.
 """
 
 _COLUMNS = ["scenario", ">mean ms", "told nothing", ">mean", ">p99", "told the truth", ">mean", ">p99", "aim"]
@@ -95,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             with Deferred() as signals:
                 found = Runner(scenario, say=lambda line: print(line, file=sys.stderr, flush=True)).run(signals)
+                if not found.interrupted:
+                    outcome = document(name, found)
+                    writer.write(outcome, found)
+                    update(args.page, outcome)
         except (StartError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
@@ -102,9 +107,6 @@ def main(argv: list[str] | None = None) -> int:
         if found.interrupted:  # an unfinished scenario tells nothing that belongs on the page
             print("interrupted; the page has what was finished before", file=sys.stderr)
             return 1
-        outcome = document(name, found)
-        writer.write(outcome, found)
-        update(args.page, outcome)
         failed |= bool(found.failed) or not all(one["valid_rounds"] for one in outcome["balancers"])
     print(args.page)
     return 1 if failed else 0

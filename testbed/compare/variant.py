@@ -178,8 +178,9 @@ DEFAULT = tuple(
         "nginx least_conn",
         "nginx random two least_conn",
         "envoy least_request",
+        "envoy least_request full_scan",
         "haproxy leastconn+weights+maxconn",
         "nginx least_conn+weights",
-        "envoy least_request+weights",
+        "envoy least_request full_scan+weights",
     )
 )

@@ -83,7 +83,8 @@ class Target:
 
     def get(self, path: str, keep_alive: bool = True) -> bytes:
         """The request for a path of this target."""
-        head = f"GET {path} HTTP/1.1\r\nHost: {self.authority}\r\n"
+        named = any(name.lower() == "host" for name, _ in self.headers)
+        head = f"GET {path} HTTP/1.1\r\n" + ("" if named else f"Host: {self.authority}\r\n")
         if not keep_alive:
             head += "Connection: close\r\n"
         for name, value in self.headers:
@@ -199,6 +200,8 @@ class Generator:
             loop.call_at(self._start, self._send_due)
             loop.call_at(self._start, self._expire)
             await self._over.wait()
+            # What came while we stood still is handled before the clock ticks, and may have been the last of it.
+            self._stall_s = max(self._stall_s, loop.time() - self._tick_due)
         self._ended_s = loop.time() - self._start
         self._cpu_s = time.process_time() - cpu_s
         for connection in list(self._owner_of):

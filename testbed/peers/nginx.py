@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -50,9 +51,10 @@ def configuration(
     """balance: a directive of nginx's upstream block, like least_conn; empty: its weighted round robin.
 
     The nginx that one need not pay for asks no server how it is. With health it marks one down after a failed
-    connection (its defaults) and sends the request to the next; without, a request is sent once.
+    connection, for as long as lies between two checks of the others, and sends the request to the next; without, a
+    request is sent once.
     """
-    fails = "" if health else " max_fails=0"
+    fails = f" fail_timeout={math.ceil(health.inter_s)}s" if health else " max_fails=0"
     rule = f"{balance};" if balance else ""
     lines = []
     for server in servers:

@@ -18,6 +18,7 @@ from testbed.load.generator import Target
 from testbed.traces.record import TraceError
 
 RAMP_SHARE = 0.25  # of the time, at its beginning, is not counted: queues fill, caches warm
+PATIENCE = 10.0  # times as long as asked for at most, until each connection was answered once: before that queues fill
 _ASK_S = 5.0
 
 
@@ -41,10 +42,15 @@ def measured(
 
     saturation = _Saturation(target, request, work.tolist(), connections)
     done, took = clock.run(saturation.run(seconds))
-    if not done:
-        errors = f" ({saturation.last_error})" if saturation.last_error else ""
+    if took and done:
+        return done / took
+    errors = f" ({saturation.last_error})" if saturation.last_error else ""
+    if not saturation.answered:
         raise TraceError(f"the capacity could not be measured: nothing was answered in {seconds:g} s{errors}")
-    return done / took
+    raise TraceError(
+        f"the capacity could not be measured: {saturation.answered} answers came in {PATIENCE * seconds:g} s{errors},"
+        f" too few for {connections} connections: --measure-for gives it longer, --capacity needs no measuring"
+    )
 
 
 class _Saturation:
@@ -54,6 +60,7 @@ class _Saturation:
         self, target: Target, request: Callable[[int], bytes], works: Sequence[float], connections: int
     ) -> None:
         self.last_error = ""
+        self.answered = 0  # well
         self._target = target
         self._request = request
         self._works = works
@@ -65,14 +72,18 @@ class _Saturation:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, seconds: float) -> tuple[float, float]:
-        """Work that was answered after the ramp, and the time that it took."""
+        """Work that was answered after the ramp, and the time that it took; 0 when too few answers came.
+
+        Of connections that begin together on servers that share their time among them nobody is answered for long, and
+        then all at nearly the same time: both the ramp and what is counted have an answer a connection at least.
+        """
         loop = asyncio.get_running_loop()
         for _ in range(self._count):
             self._open()
-        await asyncio.sleep(seconds * RAMP_SHARE)
+        enough = await self._wait(seconds * RAMP_SHARE, self._count, seconds)
         before, begun = self._done, loop.time()
-        await asyncio.sleep(seconds * (1 - RAMP_SHARE))
-        done, took = self._done - before, loop.time() - begun
+        enough = enough and await self._wait(seconds * (1 - RAMP_SHARE), self.answered + self._count, seconds)
+        done, took = self._done - before, loop.time() - begun if enough else 0.0
         self._is_over = True
         for task in self._tasks:
             task.cancel()
@@ -80,6 +91,19 @@ class _Saturation:
             connection.close()
         await asyncio.sleep(0)
         return done, took
+
+    async def _wait(self, least_s: float, answers: int, seconds: float) -> bool:
+        """Wait for so long, and until there are so many answers; False when these do not come.
+
+        Who has answered nothing after `seconds` will not; others have PATIENCE times that.
+        """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while (passed := loop.time() - begun) < least_s or self.answered < answers:
+            if passed > seconds * (PATIENCE if self.answered else 1.0):
+                return False
+            await asyncio.sleep(max(min(least_s - passed, 0.5), 0.02))
+        return True
 
     def _open(self) -> None:
         task = asyncio.get_running_loop().create_task(self._connect())
@@ -113,6 +137,7 @@ class _Saturation:
     def finished(self, connection: Connection, answer: Answer) -> None:
         if 200 <= answer.status < 400:
             self._done += self._works[connection.index]
+            self.answered += 1
         else:
             self.last_error = f"status {answer.status}"
         connection.index = -1

@@ -57,7 +57,14 @@ def _figures(found: dict[str, Any]) -> str:
     requests, load, seconds = found["requests"], found["load"], found["seconds"]
     fct = table(
         ["completion times, ms", *(f">{name}" for name in _NAMES.values())],
-        [["from the scheduled arrival", *(milliseconds(found["fct_ms"][name]) for name in _NAMES)]],
+        [
+            ["from the scheduled arrival", *(milliseconds(found["fct_ms"][name]) for name in _NAMES)],
+            *(
+                [["with timeouts: at least", *(milliseconds(least[name]) if name in least else "" for name in _NAMES)]]
+                if (least := found["fct_at_least_ms"])
+                else []
+            ),
+        ],
     )
     offered = "-" if load["load"] is None else f"{load['load']:.3f} of {load['capacity_per_s']:,.6g} {load['unit']}/s"
     success = "-" if requests["success"] is None else f"{100 * requests['success']:.2f}%"

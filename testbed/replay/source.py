@@ -139,6 +139,8 @@ class Trace:
                 f"a work of {longest / 1e3:g} s is more than a request may ask for ({MAX_DEMAND_MS / 1e3:g} s): is it"
                 " in seconds? --seconds-per-work makes it so, --request n sends it as turns"
             )
+        if wanted == "n" and float(np.nanmax(self.work)) < 0.5:
+            raise UsageError("the trace's work rounds to no turn of a loop: is it in seconds? --request d sends it so")
         return wanted
 
     @property
@@ -195,8 +197,10 @@ class Trace:
         if self.kind == "query":
             keys = self.records["key"][:count].tolist()
             said = texts(self._path, self.form, options_of(self.wanted), set(keys))
-            before = path.partition(b"?")[0].rstrip(b"/")
-            found = {key: before + path_of(text).encode("ascii") for key, text in said.items()}
+            before, asks, more = path.partition(b"?")
+            found = {key: before.rstrip(b"/") + path_of(text).encode("ascii") for key, text in said.items()}
+            if asks:
+                found = {key: text + (b"&" if b"?" in text else b"?") + more for key, text in found.items()}
             return lambda index: found[keys[index]]
         if self.kind == "n":
             turns = np.asarray(self.records["work"][:count], dtype=np.float64).tolist()

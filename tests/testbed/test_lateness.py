@@ -21,20 +21,23 @@ def farm() -> Iterator[Farm]:
         yield running
 
 
-def replay_while(farm: Farm, rate: float, starve: Any) -> dict[str, Any]:
-    """Run a replay of 2 s, starve(process) as soon as it sends, and return its document."""
+def replay_while(
+    farm: Farm, rate: float, starve: Any, *more: str, after: int = 0, mean_work: float = 0.001
+) -> dict[str, Any]:
+    """Run a replay of 2 s, starve(process) as soon as it has sent more than `after`, and return its document."""
     begun = farm.stats()[0]["requests"]
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "controlplane.cli", "replay", f"poisson:rate={rate},mean_work=0.001"),
+            *(sys.executable, "-m", "controlplane.cli", "replay", f"poisson:rate={rate},mean_work={mean_work}"),
             *("--target", f"http://{farm.addresses[0]}/", "--duration", "2s", "--quiet", "--json"),
+            *more,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 20
-        while farm.stats()[0]["requests"] == begun and time.monotonic() < deadline:
+        while farm.stats()[0]["requests"] <= begun + after and time.monotonic() < deadline:
             time.sleep(0.02)
         starve(process)
     finally:
@@ -76,6 +79,14 @@ def test_a_standstill_between_two_requests_is_seen(farm: Farm):
     # One request a second or so: none is due while the generator stands, but an answer might have waited.
     found = replay_while(farm, 1, lambda process: stop(process, 0.45))
     assert found["late_ms"]["stall"] > 250
+    assert not found["valid"]
+
+
+def test_a_standstill_after_the_last_request_was_sent_is_seen(farm: Farm):
+    """Answers that come meanwhile are read before anything else: the last of them ends the run."""
+    found = replay_while(farm, 100, lambda process: stop(process, 2.0), "--limit", "12", after=11, mean_work=0.2)
+    assert found["late_ms"]["max"] < 400, "all had left"
+    assert found["late_ms"]["stall"] > 1000
     assert not found["valid"]
 
 
