@@ -1,14 +1,15 @@
 """The auction in every learning mode before eight real servers of unequal speed, beside adaptive, gsed and HAProxy.
 
-    python benchmarks/auction_live.py                       # the table of docs/auction.md, about 8 minutes
+    python benchmarks/auction_live.py --rounds 3 --seconds 8 --warmup 4    # the table of docs/auction.md, 11 minutes
     python benchmarks/auction_live.py --seconds 5 --only continuous,adaptive
     python benchmarks/auction_live.py --load 85 --rounds 3 --json
 
 Servers have speeds 1, 1, 1, 1, 2, 2, 4, 4 and four workers each; a request brings 160 ms of work at speed 1,
 exponential. Load is open loop; everybody, freshly started, gets the same arrivals and demands, and the warm-up counts
 for nobody. The auctions and adaptive are told nothing; `gsed (told)` and `haproxy leastconn (told)` know weights, the
-latter worker counts too. Exploring modes are measured as they are by default (off) and with epsilon 0.1. Exit status 1
-when a request failed.
+latter worker counts too. Exploring modes are measured as they are by default (off) and with epsilon 0.1; ucb1 and
+thompson that try nothing are bandit. With two rounds or more the last column is the mean over the first entry's, round
+by round, with its 95 % interval. Exit status 1 when a request failed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from controlplane.simulation.intervals import estimate
 from testbed import clock
 from testbed.demand import Demand
 from testbed.farm import Farm
@@ -66,9 +69,7 @@ RUNS: dict[str, Start] = {
     "auction qlearning, epsilon": auction("qlearning", 0.1),
     "auction bandit": auction("bandit"),
     "auction bandit, epsilon": auction("bandit", 0.1),
-    "auction ucb1": auction("ucb1"),
     "auction ucb1, epsilon": auction("ucb1", 0.1),
-    "auction thompson": auction("thompson"),
     "auction thompson, epsilon": auction("thompson", 0.1),
     "auction dqn": auction("dqn"),
     "auction dqn, epsilon": auction("dqn", 0.1),
@@ -88,6 +89,15 @@ class Entry:
 
     def figure(self, name: str) -> float:
         return float(statistics.median(getattr(summary, name) for summary in self.summaries))
+
+    def over(self, base: Entry) -> str:
+        """Ratio of means to another entry, paired by round, and its interval; empty with fewer than two rounds."""
+        if len(self.summaries) != len(base.summaries) or len(self.summaries) < 2:
+            return ""
+        logs = [math.log(a.mean / b.mean) for a, b in zip(self.summaries, base.summaries, strict=True)]
+        found = estimate(logs)
+        low, high = math.exp(found.mean - found.half), math.exp(found.mean + found.half)
+        return f"{math.exp(found.mean):8.2f} [{low:.2f}, {high:.2f}]"
 
     @property
     def failed(self) -> int:
@@ -174,8 +184,9 @@ def main() -> int:
                 continue
             cells = "".join(f"{entry.figure(figure):9.1f}" for figure in FIGURES)
             late = "" if all(s.is_valid for s in entry.summaries) else "  generator late: too little CPU"
-            print(f"{name:<28}{cells}{entry.failed:9d}{sum(s.requests for s in entry.summaries):9d}{late}")
-    return 1 if any(entry.failed for entry in found.values()) else 0
+            counts = f"{entry.failed:9d}{sum(s.requests for s in entry.summaries):9d}"
+            print(f"{name:<28}{cells}{counts}{entry.over(found[wanted[0]])}{late}")
+    return 1 if any(entry.failed for entry in found.means()) else 0
 
 
 if __name__ == "__main__":
