@@ -52,7 +52,7 @@ class AgentConfig:
     steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
     memory: bool = True  # False: the state is initial at each step, for what needs no memory (exact.py)
-    cost_limit: float = 0.0  # mean cost that each constraint may have
+    cost_limit: float = 0.01  # mean cost that each constraint may have
     multiplier_rate: float = 0.01  # by how much a multiplier rises a step for each unit above the limit; 0: never
     multiplier_max: float = 100.0
 

@@ -18,7 +18,9 @@ Huber's loss would fit a median of it. As in the paper's experiments with discre
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,10 @@ class ConservativeQ(OfflineAgent):
 
     def actor(self) -> RowNetwork:
         return self.network
+
+    def load_actor(self, parameters: Mapping[str, Any]) -> None:
+        super().load_actor(parameters)
+        self.target.load_numpy(parameters)
 
     def learn(self) -> dict[str, float]:
         losses = self.losses(self.sample())

@@ -50,7 +50,7 @@ class EvolutionConfig:
     weight_decay: float = 0.0  # towards where training began
     learns: Literal["all", "heads"] = "all"  # heads: over random features, an echo state network
     episodes: int = 2  # that each member meets in a generation
-    cost_limit: float = 0.0  # mean cost that each constraint may have
+    cost_limit: float = 0.01  # mean cost that each constraint may have
     multiplier_rate: float = 1.0  # by how much a multiplier rises a generation for each unit above the limit
     multiplier_max: float = 100.0
 

@@ -7,8 +7,9 @@ Processes", 1999, ch. 4; Tessler, Mankowitz and Mannor, "Reward Constrained Poli
     λ_j ← clip(λ_j + rate · (c̄_j − d_j), 0, most)
 
 c̄_j is the mean over the rows of a vector step. Multipliers are in units of the reward that is maximised (the
-normalised one) for each unit of cost. An environment's costs are violations already (max(0, greatest − limit)), so
-d = 0 asks for none, and a multiplier that stays at `most` tells that the constraint cannot be met.
+normalised one) for each unit of cost. An environment's costs are violations already, max(0, greatest − limit): d is how
+much of that may remain on average. With d = 0 a multiplier never falls again; one that stays at `most` tells that the
+constraint cannot be met.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ Departures  the paper runs whole episodes from their start, one replay entry eac
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -191,3 +191,7 @@ class QMix(ReplayAgent):
 
     def actor(self) -> RowNetwork:
         return self.utility
+
+    def load_actor(self, parameters: Mapping[str, Any]) -> None:
+        super().load_actor(parameters)
+        self.target_utility.load_numpy(parameters)

@@ -88,7 +88,9 @@ def train(
         command += ["--seed", "1", "--time", f"{seconds:g}s", "--out", str(out), "--quiet"]
         command += [part for setting in (*SETTINGS, *own, *settings) for part in ("--set", setting)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        trained = out / f"policy{registry.SUFFIX}"
+        # The one that the training ended with. `policy` is the best of the evaluations by mean FCT, the first, before
+        # anything was learned, among them: no training of theirs chose so.
+        trained = out / f"last{registry.SUFFIX}"
         if done.returncode != 0 or not trained.is_file():
             why = (done.stderr.strip() or done.stdout.strip() or f"it left no {trained}").splitlines()[-1]
             raise CommandError(f"training {agent} failed: {why}")

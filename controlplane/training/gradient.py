@@ -35,7 +35,7 @@ class Gradient:
         torch.set_num_threads(1)
         self.agent, self.setup, self.tasks, self.seed, self.lanes = agent, setup, tasks, seed, lanes
         self.rows = rows_of(tasks, replicas // lanes)
-        self.decode = agent.decode
+        self.decode, self.recorded = agent.decode, False
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         agent = self.agent
@@ -63,6 +63,8 @@ class Gradient:
         figures = {name: float(np.mean(values)) for name, values in losses.items()}
         figures["reward"] = float(np.mean([lane.reward for lane in lanes]))
         figures["updates"] = float(agent.updates)
+        costs = np.mean([step.cost.mean(axis=0) for lane in lanes for step in lane.steps], axis=0)
+        figures |= {f"constraint/{i}": float(x) for i, x in enumerate(costs)}
         figures |= {f"multiplier/{i}": float(x) for i, x in enumerate(agent.multipliers.values)}
         steps = sum(lane.farms for lane in lanes) * self.setup.steps
         return Round(steps, figures, [lane.sample for lane in lanes])

@@ -51,6 +51,7 @@ class Evaluation:
     policy: Floats  # (episodes,)
     base: Floats  # empty when it was not asked for
     sample: Sample
+    costs: Floats  # (constraints,) means over steps and balancers, the policy's
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class EvaluateJob:
             episodes.begin(seeds_for(self.seed, self.replicas))
             hidden = network.initial(episodes.rows, self.task.width)
             tally = Tally(setup, self.replicas * (2 if self.twins else 1))
+            costs = np.zeros(len(setup.constraints))
             sampler = Sampler(balancers, np.random.default_rng([*self.seed, SAMPLES]))
             for _ in range(setup.steps):
                 inputs = episodes.inputs()
@@ -81,10 +83,11 @@ class EvaluateJob:
                 rows, whole, hidden = network.forward(inputs, hidden)
                 outcome = episodes.step(*decide(setup.schema, rows, whole, self.decode))
                 tally.add(outcome)
+                costs += outcome.cost.mean(axis=0) / setup.steps
         finally:
             episodes.close()
         fct = np.where(tally.complete, tally.fct, np.nan)
-        return Evaluation(self.task.name, fct[: self.replicas], fct[self.replicas :], sampler.sample())
+        return Evaluation(self.task.name, fct[: self.replicas], fct[self.replicas :], sampler.sample(), costs)
 
 
 @dataclass(frozen=True)

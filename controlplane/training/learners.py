@@ -35,6 +35,7 @@ class Learner(Protocol):
     """Learns a policy, a round at a time."""
 
     decode: str
+    recorded: bool  # learns from a record alone, and sees nothing of what it is evaluated in
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         """Make a round. Until it calls hold() the learner is as it was before."""
@@ -62,7 +63,7 @@ class Evolution:
     def __init__(self, strategy: EvolutionStrategy, setup: Setup, tasks: Sequence[Task], seed: int, lanes: int) -> None:
         c = strategy.config
         self.strategy, self.setup, self.tasks, self.seed, self.lanes = strategy, setup, tasks, seed, lanes
-        self.decode = strategy.decode
+        self.decode, self.recorded = strategy.decode, False
         self.multipliers = Multipliers(c.cost_limit, c.multiplier_rate, c.multiplier_max)
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:

@@ -164,6 +164,11 @@ def _continued(config: Config, policy: str) -> tuple[Config, dict[str, Any]]:
         parameters, manifest = read(find(policy))
     except PolicyFileError as error:
         raise CommandError(f"--from {error}", status=2) from None
+    wanted = agent_class(config.name).decode
+    if manifest.decode != wanted:
+        means = {"mean": "logits of probabilities", "mode": "values of levels"}
+        what = f"its network's outputs are {means[manifest.decode]}, those of agent {config.name} {means[wanted]}"
+        raise CommandError(f"--from {policy}: {what}: it would begin as another policy", status=2)
     s = manifest.schema
     action = Action(
         kind=s.kind,  # type: ignore[arg-type]

@@ -170,9 +170,9 @@ class Trainer:
         self._evaluated = [found.sample for found in results]
         self._tick()
         complete = [replace(e, base=self._base[self._key(job)]) for job, e in zip(jobs, results, strict=True)]
-        summary = {"steps": r.steps} | summary_of(complete)
+        summary = {"steps": r.steps} | summary_of(complete) | self._costs_of(complete)
         r.evaluations.append(summary)
-        is_best = r.best is None or summary["ratio"] < r.best["evaluation"]["ratio"]
+        is_best = r.best is None or rank(summary) < rank(r.best["evaluation"])
         if is_best:
             r.best = {"parameters": parameters, "evaluation": summary}
         self._write("last.safetensors", parameters, summary)
@@ -181,12 +181,23 @@ class Trainer:
         if progress is not None:
             figures = {"evaluation/ratio": summary["ratio"], "evaluation/half_width": summary["half_width"]}
             figures |= {f"evaluation/{name}": task["ratio"] for name, task in summary["scenarios"].items()}
+            figures |= {f"evaluation/cost of {name}": cost for name, cost in summary.get("costs", {}).items()}
             progress.write(r.steps, figures)
         self.note(
             f"{r.steps:>10,} steps  {r.seconds:6.0f} s  mean FCT {100 * (summary['ratio'] - 1):+.2f} % "
             f"± {100 * summary['half_width']:.2f} of {self.plan.config.training.base!s}'s"
+            + "".join(f"  {name} violated by {cost:.4f}" for name, cost in summary.get("costs", {}).items())
             + ("  (best)" if is_best else "")
         )
+
+    def _costs_of(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+        """Return by how much each constraint was violated on average, and how much may be; nothing without any."""
+        names = [name for name, _ in self.plan.setup.constraints]
+        if not names:
+            return {}
+        means = np.mean([e.costs for e in evaluations], axis=0)
+        costs = dict(zip(names, map(float, means), strict=True))
+        return {"costs": costs, "cost_limit": self.plan.config.agent.cost_limit}
 
     @staticmethod
     def _key(job: EvaluateJob) -> str:
@@ -223,7 +234,7 @@ class Trainer:
             name=name.strip("-"),
             agent=config.name,
             schema=config.schema,
-            ranges=self.seen.ranges(self._evaluated),
+            ranges=self.seen.ranges(self._evaluated if not self.learner.recorded or not len(self.seen) else ()),
             training=Training(
                 command=plan.command,
                 commit=plan.commit,
@@ -284,6 +295,12 @@ def summary_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "scenarios": scenarios,
         "against": "base",
     }
+
+
+def rank(summary: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what orders policies, the best first: how far constraints are violated beyond their limit, then FCT."""
+    worst = max(summary.get("costs", {}).values(), default=0.0)
+    return max(worst - summary.get("cost_limit", 0.0), 0.0), float(summary["ratio"])
 
 
 def _t95(freedom: int) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.cli import main
 from controlplane.learned.policy_file import read
+from controlplane.training.trainer import rank
 from tests.training.small import SCENARIO, TORCH, changes_for, options, scenario, write_scenario  # noqa: F401
 
 pytest.importorskip("torch", reason=TORCH)
@@ -115,6 +116,47 @@ def test_a_constraint_that_is_violated_raises_its_multiplier(scenario, tmp_path)
         assert found == sorted(found)
 
 
+def test_a_policy_that_keeps_the_constraints_is_chosen_before_one_that_is_only_faster():
+    kept = {"ratio": 1.05, "costs": {"utilisation": 0.009, "in_flight": 0.0}, "cost_limit": 0.01}
+    broken = {"ratio": 0.9, "costs": {"utilisation": 0.02, "in_flight": 0.0}, "cost_limit": 0.01}
+    worse = {"ratio": 0.8, "costs": {"utilisation": 0.0, "in_flight": 0.5}, "cost_limit": 0.01}
+    assert sorted([worse, broken, kept], key=rank) == [kept, broken, worse]
+    assert rank({"ratio": 0.9}) < rank({"ratio": 1.0}), "without any the completion times decide"
+
+
+@pytest.mark.parametrize("agent", ["sac", "es"])
+def test_costs_of_a_constrained_policy_are_measured_and_told(agent, scenario, tmp_path):  # noqa: F811
+    out = train(agent, scenario, tmp_path / "run", "--steps", "96", "--constraint", "utilisation<=0.1")
+    evaluation = read(out / "policy.safetensors")[1].evaluation
+    assert 0 < evaluation["costs"]["utilisation"] < 1
+    assert evaluation["cost_limit"] == 0.01
+    lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+    assert any("constraint/0" in line for line in lines)
+    assert any("evaluation/cost of utilisation" in line for line in lines)
+
+
+def test_a_network_of_values_does_not_begin_as_one_of_probabilities(scenario, tmp_path, capsys):  # noqa: F811
+    first = train("dqn", scenario, tmp_path / "dqn", "--steps", "48")
+    given = str(first / "last.safetensors")
+    train("sac", scenario, tmp_path / "sac", "--steps", "48", "--from", given, status=2)
+    said = capsys.readouterr().err
+    assert "outputs are values of levels, those of agent sac logits of probabilities" in said
+    train("dqn", scenario, tmp_path / "again", "--steps", "48", "--from", given)
+
+
+@pytest.mark.parametrize("name", ["dqn", "qmix", "cql"])
+def test_targets_begin_with_the_network_that_they_follow(name):
+    from controlplane.agents import agent_class
+    from controlplane.learned.schema import ActionSchema
+
+    one, other = (agent_class(name)(ActionSchema(), seed=seed) for seed in (1, 2))
+    parameters = one.actor().parameters_numpy()
+    other.load_actor(parameters)
+    target = other.target_utility if name == "qmix" else other.target
+    for key, values in target.parameters_numpy().items():
+        np.testing.assert_array_equal(values, parameters[key])
+
+
 def test_evolution_mends_a_base_policy_that_was_told_wrong_weights(tmp_path):
     # The weights say that the slow servers are the fast ones.
     text = SCENARIO.replace("speed: 2, weight: 2", "speed: 4, weight: 1").replace("speed: 1}", "speed: 1, weight: 4}")
@@ -197,6 +239,11 @@ def test_offline_agents_learn_from_a_dataset(scenario, tmp_path):  # noqa: F811
         manifest = read(out / "policy.safetensors")[1]
         assert manifest.ranges.servers == (8, 8)
         assert manifest.evaluation is None
+    # What it is evaluated in is not what it learned from: there its novelty score is to warn.
+    alone = read(tmp_path / "bc" / "last.safetensors")[1].ranges
+    seen = read(train("bc", scenario, tmp_path / "seen", "--offline", path, "--steps", "100") / "last.safetensors")[1]
+    assert alone.rows["bid_idle"] == seen.ranges.rows["bid_idle"]
+    assert seen.ranges.servers == (8, 8), "the scenario has three"
 
 
 def test_the_agents_are_listed(capsys):
