@@ -186,7 +186,7 @@ def main() -> int:
             late = "" if all(s.is_valid for s in entry.summaries) else "  generator late: too little CPU"
             counts = f"{entry.failed:9d}{sum(s.requests for s in entry.summaries):9d}"
             print(f"{name:<28}{cells}{counts}{entry.over(found[wanted[0]])}{late}")
-    return 1 if any(entry.failed for entry in found.means()) else 0
+    return 1 if any(entry.failed for entry in found.values()) else 0
 
 
 if __name__ == "__main__":
