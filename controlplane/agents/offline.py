@@ -5,11 +5,11 @@
     for _ in range(updates):
         agent.learn()
 
-**Inputs.** A dataset of raw observations (`observation.servers`, `observation.active`) tells the 11 features of each
-server, but not the counters nor the base policy's bids: those columns are then what encode() makes of "nothing is
-known", and a policy that is trained so sees in service what it never saw in training (its novelty score will say so). A
-dataset that was recorded with the inputs themselves, `observation.rows`, `observation.whole` and `observation.active`,
-has everything; `record()` writes such rows.
+**Inputs.** A dataset that was recorded with the inputs themselves, `observation.rows`, `observation.whole` and
+`observation.active`, has everything: `Recorder` writes them where the base policy bids, `record()` from transitions.
+One of raw observations (`observation.servers`, `observation.active`) tells the 11 features of each server, but not the
+counters nor the base policy's bids: those columns are then what encode() makes of "nothing is known", and a policy that
+is trained so sees in service what it never saw in training (its novelty score will say so).
 
 **Actions.** What is learned are levels. Recorded actions of kinds curves and weights are continuous and are taken for
 the nearest level of each head (`off_grid` tells how far they were off on average); heads that the schema does not have

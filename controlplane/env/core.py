@@ -255,6 +255,11 @@ class Core:
         return f"env.{self.kind.name}:{self.base.name}" if self.kind.needs_base else f"env.{self.kind.name}"
 
     @property
+    def base_curves(self) -> NDArray[np.float32] | None:
+        """The base policy's bids as prepare() left them, (rows, servers, points); None where it makes none."""
+        return self.source.orders.base if self._needs_base else None
+
+    @property
     def is_watching(self) -> bool:
         """Whether actions change nothing: a live segment attached read-only."""
         return isinstance(self.source, LiveSource) and self.source.read_only

@@ -34,6 +34,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from controlplane.learned.encoding import SLOPE_N, encode
 from shm_layout.features import FEATURES
 
 VERSION: Final = 1
@@ -254,6 +255,8 @@ def _read_parquet(path: Path) -> Dataset:
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Records every transition of an environment; `close` writes them when a path was given.
 
+    Where the base policy bids (actions of kind curves) it records all of a network's inputs besides the observation:
+    `rows` (servers, SERVER_COLUMNS) and `whole` (GLOBAL_COLUMNS), as a policy file meets them in service.
     Of a live balancer that is only watched, the action recorded is the directive in force where that has weights (as
     `info["weights"]`), for nothing else acted.
     """
@@ -264,23 +267,40 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.buffer = Buffer({"environment": _describe(env), **meta})
         self._observation: Any = None
         self._episode = -1
-        core = getattr(env.unwrapped, "core", None)
-        self._watching = bool(core is not None and core.is_watching)
+        self._core: Any = getattr(env.unwrapped, "core", None)
+        self._watching = bool(self._core is not None and self._core.is_watching)
+        self._counters = np.zeros(0)
+
+    def _seen(self, observation: Any, *, first: bool) -> Any:
+        """Return the observation, with a network's inputs where the environment has them."""
+        core = self._core
+        if core is None or core.base_curves is None or not isinstance(observation, dict):
+            return observation
+        core.prepare()
+        reading = core.reading
+        before = reading.counters[:1] if first else self._counters
+        change = np.maximum(reading.counters[:1] - before, 0.0)
+        self._counters = reading.counters[:1].copy()
+        curves = core.base_curves[:1, :, : SLOPE_N + 1]
+        active = reading.active[:1].copy()
+        inputs = encode(reading.features[:1], active, change, curves, core.settings.interval, core.balancers)
+        return {**observation, "rows": inputs.rows[0], "whole": inputs.whole[0]}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self._observation, self._episode = observation, self._episode + 1
+        self._observation, self._episode = self._seen(observation, first=True), self._episode + 1
         return observation, info
 
     def step(self, action: Any, *, propensity: float = np.nan) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step, and record; propensity: with what probability (or density) the policy chose this action."""
         before = self._observation
         observation, reward, terminated, truncated, info = self.env.step(action)
+        after = self._seen(observation, first=False)
         self.buffer.add(
             before,
             info["weights"] if self._watching and "weights" in info else action,
             float(reward),
-            observation,
+            after,
             terminated,
             truncated,
             propensity=propensity,
@@ -289,7 +309,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             episode=self._episode,
             policy=info.get("policy", ""),
         )
-        self._observation = observation
+        self._observation = after
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:

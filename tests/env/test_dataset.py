@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.env import LoadBalance, LoadBalanceVector
 from controlplane.env.dataset import VERSION, Buffer, DatasetError, Recorder, VectorRecorder, read_dataset
+from controlplane.learned.encoding import SERVER_COLUMNS
 from tests.env.worlds import INTERVAL, farm
 
 NO_PYARROW = importlib.util.find_spec("pyarrow") is None
@@ -59,6 +60,19 @@ def test_what_was_recorded_is_read_back(tmp_path, suffix, action):
     assert data.meta["policies"] == ([f"env.{action}:gsed"] if action == "curves" else [f"env.{action}"])
     assert data.meta["environment"]["action"] == action
     assert data.meta["version"] == VERSION
+
+
+def test_a_networks_inputs_are_recorded_where_the_base_policy_bids(tmp_path):
+    record(tmp_path / "run.npz", action="curves")
+    columns = read_dataset(tmp_path / "run.npz").columns
+    rows, active = columns["next_observation.rows"], columns["next_observation.active"].astype(bool)
+    share = rows[:, :, SERVER_COLUMNS.index("flows_share")]
+    assert (np.abs(share[active]) > 0).mean() > 0.5, "counters of what was dispatched in the step"
+    assert (rows[:, :, SERVER_COLUMNS.index("bid_idle")][active] > -4).all(), "the base policy's bids"
+    assert (columns["observation.rows"][1:10] == rows[:9]).all(), "within an episode what follows is what was before"
+    assert not columns["observation.rows"][10, :, SERVER_COLUMNS.index("flows_share")].any(), "an episode begins anew"
+    record(tmp_path / "weights.npz", action="discrete")
+    assert "observation.rows" not in read_dataset(tmp_path / "weights.npz").columns
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

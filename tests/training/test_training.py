@@ -239,8 +239,11 @@ def test_offline_agents_learn_from_a_dataset(scenario, tmp_path):  # noqa: F811
         manifest = read(out / "policy.safetensors")[1]
         assert manifest.ranges.servers == (8, 8)
         assert manifest.evaluation is None
-    # What it is evaluated in is not what it learned from: there its novelty score is to warn.
+    # It learned from all that a network sees in service, the base policy's bids and the servers' counters among it.
     alone = read(tmp_path / "bc" / "last.safetensors")[1].ranges
+    assert alone.rows["flows_share"].high > alone.rows["flows_share"].low
+    assert alone.rows["bid_idle"].mean > -4, "not what stands for nothing known"
+    # What it is evaluated in is not what it learned from: there its novelty score is to warn.
     seen = read(train("bc", scenario, tmp_path / "seen", "--offline", path, "--steps", "100") / "last.safetensors")[1]
     assert alone.rows["bid_idle"] == seen.ranges.rows["bid_idle"]
     assert seen.ranges.servers == (8, 8), "the scenario has three"
