@@ -165,9 +165,11 @@ class ReplayAgent(Agent):
 
     def state_dict(self, *, replay: bool = False) -> dict[str, Any]:
         state = super().state_dict(replay=replay)
-        return state | {"replay": self.replay.state_dict()} if replay else state
+        # With what waits to be learned from goes how much of it is new.
+        return state | {"replay": self.replay.state_dict(), "due": self._due} if replay else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         if "replay" in state:
             self.replay.load_state_dict(state["replay"])
+            self._due = int(state.get("due", 0))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ torch = pytest.importorskip("torch", reason="needs vickrey[rl]: torch is not ins
 from controlplane.agents.batch import Transition  # noqa: E402
 from controlplane.agents.networks import RowNetwork  # noqa: E402
 from controlplane.agents.replay import Replay  # noqa: E402
+from controlplane.agents.sac import SacConfig, SoftActorCritic  # noqa: E402
 from controlplane.learned.encoding import GLOBAL_COLUMNS, SERVER_COLUMNS, Inputs  # noqa: E402
 from controlplane.learned.schema import ActionSchema  # noqa: E402
 
@@ -142,3 +146,17 @@ def test_a_saved_replay_samples_the_same():
     ours, theirs = (r.sample(np.random.default_rng(8), 5) for r in (replay, other))
     assert torch.equal(ours.rows, theirs.rows)
     assert torch.equal(ours.hidden, theirs.hidden)
+
+
+def test_how_much_is_new_since_the_last_update_is_saved_with_the_replay():
+    config = SacConfig(hidden=HIDDEN, warmup=0, length=2, burn_in=0, steps_per_update=3)
+    agent, other = SoftActorCritic(ActionSchema(), config), SoftActorCritic(ActionSchema(), config)
+    played(RowNetwork(ActionSchema(), HIDDEN), cast("Replay", SimpleNamespace(add=agent.store)), 10, 2, {0: [0, 1]})
+    agent.sample()
+    played(RowNetwork(ActionSchema(), HIDDEN), cast("Replay", SimpleNamespace(add=agent.store)), 3, 2, {0: [0, 1]})
+    assert agent.ready
+    other.load_state_dict(agent.state_dict(replay=True))
+    assert other.ready
+    old = {key: value for key, value in agent.state_dict(replay=True).items() if key != "due"}
+    other.load_state_dict(old)
+    assert not other.ready  # as it was when nothing told

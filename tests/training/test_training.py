@@ -54,11 +54,20 @@ def test_a_short_training_leaves_a_policy_file_with_its_manifest(agent, scenario
         read(out / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("agent", ["sac", "es", "ppo"])
-def test_a_training_that_was_resumed_ends_where_an_uninterrupted_one_does(agent, scenario, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    ("agent", "more"),
+    [
+        ("sac", []),
+        ("sac", ["--set", "steps_per_update=5"]),  # a round of 12 steps ends between two updates
+        ("isac", ["--set", "steps_per_update=5"]),
+        ("es", []),
+        ("ppo", []),
+    ],
+)
+def test_a_training_that_was_resumed_ends_where_an_uninterrupted_one_does(agent, more, scenario, tmp_path):  # noqa: F811
     # rounds of 4 farms · 12 steps, or 4 members · 12 steps: four of them, or two and two
-    whole = train(agent, scenario, tmp_path / "whole", "--steps", "192")
-    half = train(agent, scenario, tmp_path / "half", "--steps", "96")
+    whole = train(agent, scenario, tmp_path / "whole", "--steps", "192", *more)
+    half = train(agent, scenario, tmp_path / "half", "--steps", "96", *more)
     assert not same_policies(whole / "last.safetensors", half / "last.safetensors")
     assert main(["train", "--resume", str(half), "--steps", "192", "--quiet"]) == 0
     assert same_policies(whole / "last.safetensors", half / "last.safetensors")
