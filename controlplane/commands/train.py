@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constraint", action="append", default=[], metavar="F<=L", help="keep below: utilisation<=0.8 (Lagrangian)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default 1, 0: all cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default 1, with --ray all cores; 0: all cores)"
+    )
     parser.add_argument(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="run on a Ray cluster (default: one of its own)"
     )
@@ -199,7 +201,7 @@ def _train(args: argparse.Namespace, request: Request | None) -> int:
 
     seconds = _seconds(args.time)
     try:
-        with _Display(args.quiet) as display, Open(1 if args.workers is None else args.workers, args.ray) as workers:
+        with _Display(args.quiet) as display, Open(args.workers, args.ray) as workers:
             if request is None:
                 found = start.resume(
                     args.resume, args.steps, seconds, args.agent, workers, display.note, display.advance
@@ -262,7 +264,7 @@ def _sweep(args: argparse.Namespace, request: Request) -> int:
 
     requests = start.sweep_requests(request, args.sweep)
     start.prepare(requests[0])
-    with _Display(args.quiet) as display, Open(1 if args.workers is None else args.workers, args.ray) as workers:
+    with _Display(args.quiet) as display, Open(args.workers, args.ray) as workers:
         display.note(f"{len(requests)} trainings, {workers.count} at a time, in {request.out}")
         found: list[dict[str, Any]] = workers.map([start.TrainJob(one) for one in requests])
     for one in found:

@@ -133,8 +133,9 @@ class RayCluster:
 class Open:
     """Workers for the length of a `with`."""
 
-    def __init__(self, count: int, ray: str | None = None) -> None:
-        self._count = count or pool.cores()
+    def __init__(self, count: int | None, ray: str | None = None) -> None:
+        """count: processes, or processors of a Ray cluster of one's own; 0: all; None: one process, all processors."""
+        self._count = 1 if count is None and ray is None else count or pool.cores()
         self._ray = ray
         self.workers: Workers | None = None
 
