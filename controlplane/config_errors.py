@@ -110,7 +110,11 @@ def describe(error: Mapping[str, Any]) -> str:
         return f"expected {either(words)}, not {shown(value)}" + did_you_mean(value, words)
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, not {shown(value)}"
-    bounds = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+    }
     if kind in bounds:
         word, bound = bounds[kind]
         return f"expected {word} {context[bound]}, not {shown(value)}"

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from controlplane.agents.batch import Sequences, Transition, tensors
+from controlplane.agents.bounds import Discount, Number, Positive, Rate, Units, Updates, Weight
 from controlplane.agents.lagrange import Multipliers
 from controlplane.agents.networks import RowNetwork
 from controlplane.learned.encoding import Inputs
@@ -44,17 +45,17 @@ Hidden = NDArray[np.float32]
 class AgentConfig:
     """Hyper-parameters that all agents have."""
 
-    hidden: int = 32  # units of the network
-    gamma: float = 0.95  # discount a step
-    learning_rate: float = 1e-3  # of Adam
-    decay: int = 0  # calls of learn() in which learning rates fall linearly to a fiftieth; 0: they stay
-    max_grad_norm: float = 100.0  # gradients are scaled down to it
-    steps_per_update: int = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
+    hidden: Units = 32  # units of the network
+    gamma: Discount = 0.95  # discount a step
+    learning_rate: Rate = 1e-3  # of Adam
+    decay: Updates = 0  # calls of learn() in which learning rates fall linearly to a fiftieth; 0: they stay
+    max_grad_norm: Positive = 100.0  # gradients are scaled down to it
+    steps_per_update: Number = 1  # vector steps observed from one learn() to the next (PPO: its horizon instead)
     normalise_reward: bool = True  # to mean 0, deviation 1
     memory: bool = True  # False: the state is initial at each step, for what needs no memory (exact.py)
-    cost_limit: float = 0.01  # mean cost that each constraint may have
-    multiplier_rate: float = 0.01  # by how much a multiplier rises a step for each unit above the limit; 0: never
-    multiplier_max: float = 100.0
+    cost_limit: Weight = 0.01  # mean cost that each constraint may have
+    multiplier_rate: Weight = 0.01  # by how much a multiplier rises a step for each unit above the limit; 0: never
+    multiplier_max: Weight = 100.0
 
 
 class Agent(ABC):

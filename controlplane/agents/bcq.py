@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from controlplane.agents.batch import Sequences
+from controlplane.agents.bounds import Rate, Share, Weight
 from controlplane.agents.cloning import likelihood
 from controlplane.agents.networks import Heads, RowNetwork
 from controlplane.agents.offline import OfflineAgent, OfflineConfig
@@ -37,9 +38,9 @@ from controlplane.learned.schema import ActionSchema
 class ConstrainedConfig(OfflineConfig):
     """Hyper-parameters of BCQ."""
 
-    threshold: float = 0.3  # of a level's likelihood to the likeliest one's
-    logits_weight: float = 0.01  # of the logits' squares
-    target_rate: float = 0.01  # how far the target network moves towards the learned one an update
+    threshold: Share = 0.3  # of a level's likelihood to the likeliest one's
+    logits_weight: Weight = 0.01  # of the logits' squares
+    target_rate: Rate = 0.01  # how far the target network moves towards the learned one an update
 
 
 def allowed(logits: PerHead, threshold: float) -> PerHead:

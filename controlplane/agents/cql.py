@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from controlplane.agents.batch import Sequences
+from controlplane.agents.bounds import Rate, Weight
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.offline import OfflineAgent, OfflineConfig
 from controlplane.agents.qmix import follow, greedy
@@ -37,8 +38,8 @@ from controlplane.learned.schema import ActionSchema
 class ConservativeConfig(OfflineConfig):
     """Hyper-parameters of CQL."""
 
-    weight: float = 1.0  # of the penalty, in units of the normalised reward
-    target_rate: float = 0.01  # how far the target network moves towards the learned one an update
+    weight: Weight = 1.0  # of the penalty, in units of the normalised reward
+    target_rate: Rate = 0.01  # how far the target network moves towards the learned one an update
 
 
 def penalty(values: PerHead, numbers: PerHead, active: Tensor) -> Tensor:

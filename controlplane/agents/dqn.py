@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from controlplane.agents.agent import Numbers
 from controlplane.agents.batch import Sequences
+from controlplane.agents.bounds import Deviations, Rate, Updates
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.replay import ReplayAgent, ReplayConfig
 from controlplane.agents.sac import PerHead, mean_over, of_chosen, over_heads, td_target
@@ -37,10 +38,10 @@ from controlplane.learned.schema import ActionSchema
 class DqnConfig(ReplayConfig):
     """Hyper-parameters of DQN."""
 
-    target_rate: float = 0.02  # how far the target network moves towards the learned one an update
-    epsilon: float = 1.0  # heads of a row that deviate, on average, at first (1 head: the usual ε)
-    epsilon_end: float = 0.1  # and at last
-    epsilon_updates: int = 2_000  # updates in which it falls
+    target_rate: Rate = 0.02  # how far the target network moves towards the learned one an update
+    epsilon: Deviations = 1.0  # heads of a row that deviate, on average, at first (1 head: the usual ε)
+    epsilon_end: Deviations = 0.1  # and at last
+    epsilon_updates: Updates = 2_000  # updates in which it falls
 
 
 class DeepQNetwork(ReplayAgent):

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.agents.bounds import Momentum, Number, Positive, Share, Units, Weight
 from controlplane.learned.encoding import SERVER_COLUMNS, Inputs
 from controlplane.learned.network import shapes
 from controlplane.learned.schema import ActionSchema
@@ -41,18 +42,18 @@ ZERO_BIAS = 2.0
 class EvolutionConfig:
     """Hyper-parameters."""
 
-    hidden: int = 32  # units of the network
-    pairs: int = 16  # mirrored pairs a generation
-    sigma: float = 0.2  # deviation of what is tried
-    learning_rate: float = 0.2  # of Adam, in units of the scales
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0  # towards where training began
+    hidden: Units = 32  # units of the network
+    pairs: Number = 16  # mirrored pairs a generation
+    sigma: Positive = 0.2  # deviation of what is tried
+    learning_rate: Positive = 0.2  # of Adam, in units of the scales
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.99
+    weight_decay: Share = 0.0  # towards where training began
     learns: Literal["all", "heads"] = "all"  # heads: over random features, an echo state network
-    episodes: int = 2  # that each member meets in a generation
-    cost_limit: float = 0.01  # mean cost that each constraint may have
-    multiplier_rate: float = 1.0  # by how much a multiplier rises a generation for each unit above the limit
-    multiplier_max: float = 100.0
+    episodes: Number = 2  # that each member meets in a generation
+    cost_limit: Weight = 0.01  # mean cost that each constraint may have
+    multiplier_rate: Weight = 1.0  # by how much a multiplier rises a generation for each unit above the limit
+    multiplier_max: Weight = 100.0
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.hidden, self.episodes) < 1:

@@ -26,6 +26,7 @@ from torch import nn
 
 from controlplane.agents.agent import Agent, Hidden, Numbers
 from controlplane.agents.batch import Sequences, Transition
+from controlplane.agents.bounds import Balancers
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.replay import Replay
 from controlplane.agents.sac import SacConfig, SoftActorCritic
@@ -38,7 +39,7 @@ class IndependentConfig(SacConfig):
     """Hyper-parameters of I-SAC."""
 
     shared: bool = True  # one network for all balancers
-    balancers: int = 4  # networks, when they are not shared: so many balancers must there be
+    balancers: Balancers = 4  # networks, when they are not shared: so many balancers must there be
 
 
 def of_balancer(step: Transition, k: int) -> Transition:

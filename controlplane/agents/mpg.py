@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.agents.batch import Transition
+from controlplane.agents.bounds import Positive, Weight
 from controlplane.agents.isac import IndependentConfig, IndependentSoftActorCritic
 from controlplane.learned.encoding import GLOBAL_COLUMNS, SERVER_COLUMNS, Inputs
 from controlplane.learned.schema import ActionSchema
@@ -50,9 +51,9 @@ _OFFSET: Final = 0.01
 class PotentialConfig(IndependentConfig):
     """Hyper-parameters of MPG."""
 
-    variance: float = 1.0  # w_v
-    log_variance: float = 1.0  # w_l
-    epsilon: float = 1e-4  # square control intervals
+    variance: Weight = 1.0  # w_v
+    log_variance: Weight = 1.0  # w_l
+    epsilon: Positive = 1e-4  # square control intervals
 
 
 def durations(inputs: Inputs) -> Floats:

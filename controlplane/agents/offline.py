@@ -35,6 +35,7 @@ from torch import Tensor
 
 from controlplane.agents.agent import Numbers
 from controlplane.agents.batch import Sequences, Transition
+from controlplane.agents.bounds import Seconds, Warmup, Weight
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.replay import Replay, ReplayAgent, ReplayConfig
 from controlplane.agents.sac import mean_over
@@ -48,9 +49,9 @@ from shm_layout.features import FEATURES
 class OfflineConfig(ReplayConfig):
     """Hyper-parameters of agents that learn from datasets."""
 
-    warmup: int = 1
-    cost_weight: float = 0.0  # of the recorded cost, taken off the reward; multipliers cannot be learned from a record
-    interval: float | None = None  # seconds between the steps recorded; None: as the dataset says
+    warmup: Warmup = 1
+    cost_weight: Weight = 0.0  # of the recorded cost, taken off the reward; multipliers cannot be learned from a record
+    interval: Seconds | None = None  # seconds between the steps recorded; None: as the dataset says
 
 
 # Datasets

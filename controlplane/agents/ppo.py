@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from controlplane.agents.agent import Agent, AgentConfig
 from controlplane.agents.batch import Sequences, Transition, stack
+from controlplane.agents.bounds import Length, Number, Part, Share, Weight
 from controlplane.agents.networks import RowNetwork, pool
 from controlplane.agents.sac import (
     PerHead,
@@ -47,14 +48,14 @@ from controlplane.learned.schema import ActionSchema
 class PpoConfig(AgentConfig):
     """Hyper-parameters of PPO."""
 
-    horizon: int = 64  # steps of a rollout
-    length: int = 16  # steps of a piece, run from its stored state; divides the horizon
-    epochs: int = 4  # passes over a rollout
-    minibatches: int = 4  # parts of a pass
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_weight: float = 0.5
-    entropy_weight: float = 0.01
+    horizon: Number = 64  # steps of a rollout
+    length: Length = 16  # steps of a piece, run from its stored state; divides the horizon
+    epochs: Number = 4  # passes over a rollout
+    minibatches: Number = 4  # parts of a pass
+    gae_lambda: Share = 0.95
+    clip: Part = 0.2
+    value_weight: Weight = 0.5
+    entropy_weight: Weight = 0.01
 
     def __post_init__(self) -> None:
         if self.horizon % self.length:

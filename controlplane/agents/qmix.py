@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from controlplane.agents.agent import Numbers
 from controlplane.agents.batch import Sequences
+from controlplane.agents.bounds import Deviations, Rate, Units, Updates
 from controlplane.agents.mixing import MonotoneMixer, SumMixer
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.replay import ReplayAgent, ReplayConfig
@@ -47,13 +48,13 @@ Mixer = MonotoneMixer | SumMixer
 class QMixConfig(ReplayConfig):
     """Hyper-parameters of QMIX and VDN."""
 
-    embed: int = 32  # width of the mixing network
-    mixer_hidden: int = 32  # width of what encodes the joint state for it
+    embed: Units = 32  # width of the mixing network
+    mixer_hidden: Units = 32  # width of what encodes the joint state for it
     double: bool = True  # the learning network chooses, the target network judges
-    target_rate: float = 0.01  # how far the target networks move towards the learned ones an update
-    epsilon: float = 1.0  # heads of a balancer that deviate, on average, at first (1 head: the usual ε)
-    epsilon_end: float = 0.05  # and at last
-    epsilon_updates: int = 2_000  # updates in which it falls
+    target_rate: Rate = 0.01  # how far the target networks move towards the learned ones an update
+    epsilon: Deviations = 1.0  # heads of a balancer that deviate, on average, at first (1 head: the usual ε)
+    epsilon_end: Deviations = 0.05  # and at last
+    epsilon_updates: Updates = 2_000  # updates in which it falls
 
 
 def greedy(values: PerHead, allowed: PerHead | None = None) -> PerHead:

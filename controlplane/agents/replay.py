@@ -23,6 +23,7 @@ from torch import Tensor
 
 from controlplane.agents.agent import Agent, AgentConfig
 from controlplane.agents.batch import Sequences, Transition
+from controlplane.agents.bounds import BurnIn, Length, Number, Transitions, Warmup
 from controlplane.learned.schema import ActionSchema
 
 
@@ -30,11 +31,15 @@ from controlplane.learned.schema import ActionSchema
 class ReplayConfig(AgentConfig):
     """Hyper-parameters of agents that learn from a replay."""
 
-    capacity: int = 200_000  # transitions kept
-    warmup: int = 2_000  # transitions before the first update
-    batch: int = 32  # sequences an update (agents with `several`: of replicas)
-    length: int = 16  # steps of a sequence that are learned from
-    burn_in: int = 8  # steps before them
+    capacity: Transitions = 200_000  # transitions kept
+    warmup: Warmup = 2_000  # transitions before the first update
+    batch: Number = 32  # sequences an update (agents with `several`: of replicas)
+    length: Length = 16  # steps of a sequence that are learned from
+    burn_in: BurnIn = 8  # steps before them
+
+    def __post_init__(self) -> None:
+        if self.warmup > self.capacity:
+            raise ValueError(f"expected warmup of at most capacity, {self.capacity}, not {self.warmup}")
 
 
 class Replay:

@@ -46,6 +46,7 @@ from torch.nn import functional as F
 
 from controlplane.agents.agent import Hidden, Numbers
 from controlplane.agents.batch import Sequences, Transition, balancers_of
+from controlplane.agents.bounds import Deviations, Positive, Rate, Share
 from controlplane.agents.networks import Heads, RowNetwork
 from controlplane.agents.replay import ReplayAgent, ReplayConfig
 from controlplane.learned.encoding import Inputs
@@ -61,12 +62,12 @@ LOG_NEVER = -1e9
 class SacConfig(ReplayConfig):
     """Hyper-parameters of SAC."""
 
-    target_rate: float = 0.01  # how far the target networks move towards the learned ones an update
-    alpha: float = 0.1  # temperature to begin with, in units of the normalised reward
-    alpha_rate: float = 3e-3  # learning rate of log α; 0 keeps it
-    target_entropy: float = 0.3  # share of the greatest entropy, log |levels|, that is kept
-    epsilon: float = 0.0  # heads of a row that are drawn evenly instead, on average, when exploring
-    actor_rate: float = 1e-3  # learning rate of the actor's heads (learning_rate: body and critics)
+    target_rate: Rate = 0.01  # how far the target networks move towards the learned ones an update
+    alpha: Positive = 0.1  # temperature to begin with, in units of the normalised reward
+    alpha_rate: Share = 3e-3  # learning rate of log α; 0 keeps it
+    target_entropy: Share = 0.3  # share of the greatest entropy, log |levels|, that is kept
+    epsilon: Deviations = 0.0  # heads of a row that are drawn evenly instead, on average, when exploring
+    actor_rate: Rate = 1e-3  # learning rate of the actor's heads (learning_rate: body and critics)
 
 
 # The equations

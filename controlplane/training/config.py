@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from controlplane import registry
 from controlplane.agents import AGENTS
 from controlplane.command import CommandError
-from controlplane.config_errors import ConfigError, did_you_mean
+from controlplane.config_errors import ConfigError, Problem, did_you_mean, key_text
 from controlplane.config_yaml import Document, parse_yaml, read_yaml
 from controlplane.env.actions import Bounds
 from controlplane.env.objective import METRICS, Reward
@@ -131,7 +131,7 @@ def agent_class(name: str) -> Any:
 def model_of(name: str) -> type[Model]:
     """Return the model of an agent's file; the section `agent` has the fields of its Config."""
     config_class = agent_class(name).config_class
-    hints = get_type_hints(config_class)
+    hints = get_type_hints(config_class, include_extras=True)  # with their bounds
     fields: dict[str, Any] = {f.name: (hints[f.name], f.default) for f in dataclasses.fields(config_class) if f.init}
     agent = create_model("Agent", __base__=Model, **fields)
     return create_model(
@@ -148,18 +148,40 @@ def load(name: str, file: str | None = None, changes: Sequence[str] = ()) -> Con
 
     Raises CommandError with all that is wrong in it.
     """
-    model = model_of(name)
-    path = str(CONFIGS / f"{name}.yaml") if file is None else file
     try:
-        document = read_yaml(path, "'training:'")
-        if file is not None:
-            _fill_in(document, read_yaml(CONFIGS / f"{name}.yaml"))
-        for change in changes:
-            _change(document, change, model)
-        valid: Any = validate_as(model, document, functools.partial(_mistakes, name))
+        valid = _validated(name, file, changes)
     except ConfigError as error:
-        raise CommandError(str(error), status=2, details={"problems": error.as_json()}) from None
+        told = ConfigError(_on_the_command_line(problem, name, file, changes) for problem in error.problems)
+        raise CommandError(str(told), status=2, details={"problems": told.as_json()}) from None
     return Config(name, valid.action, valid.training, agent_class(name).config_class(**valid.agent.model_dump()))
+
+
+def _validated(name: str, file: str | None, changes: Sequence[str]) -> Any:
+    model = model_of(name)
+    document = read_yaml(CONFIGS / f"{name}.yaml" if file is None else file, "'training:'")
+    if file is not None:
+        _fill_in(document, read_yaml(CONFIGS / f"{name}.yaml"))
+    for change in changes:
+        _change(document, name, change)
+    return validate_as(model, document, functools.partial(_mistakes, name))
+
+
+def _on_the_command_line(problem: Problem, name: str, file: str | None, changes: Sequence[str]) -> Problem:
+    """Return a problem with the change as its place that gave its key, or without which it would not be there."""
+    for change in reversed(changes):
+        key = key_text(path_of(name, change))
+        if problem.key == key or problem.key.startswith((f"{key}.", f"{key}[")):
+            return dataclasses.replace(problem, file=f"--set {change}", line=0, column=0)
+    guilty = []
+    for i, change in enumerate(changes):
+        try:
+            _validated(name, file, [*changes[:i], *changes[i + 1 :]])
+            left = []
+        except ConfigError as error:
+            left = [other.key for other in error.problems]
+        if problem.key not in left:
+            guilty.append(f"--set {change}")
+    return dataclasses.replace(problem, file=" ".join(guilty), line=0, column=0) if guilty else problem
 
 
 def _fill_in(document: Document, shipped: Document) -> None:
@@ -173,23 +195,31 @@ def _fill_in(document: Document, shipped: Document) -> None:
                 own.setdefault(key, value)
 
 
-def _change(document: Document, change: str, model: type[BaseModel]) -> None:
-    """Apply one `--set key=value`; the key may leave its section out."""
-    key, equals, text = change.partition("=")
+def path_of(name: str, change: str) -> tuple[str, ...]:
+    """Return where the key of a `--set key=value` stands; it may leave its section out. Raises CommandError."""
+    model = model_of(name)
+    key, equals, _ = change.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise CommandError(f"--set {change}: expected KEY=VALUE", status=2)
     known = {s: list(model.model_fields[s].annotation.model_fields) for s in SECTIONS}  # type: ignore[union-attr]
-    if path[0] not in SECTIONS:
-        homes = [s for s in SECTIONS if path[0] in known[s]]
-        if not homes:
-            every = [k for keys in known.values() for k in keys]
-            near = did_you_mean(path[0], every)
-            raise CommandError(f"--set {change}: unknown key{near or '; keys: ' + ', '.join(every)}", status=2)
-        if len(homes) > 1:
-            places = " or ".join(f"{s}.{path[0]}" for s in homes)
-            raise CommandError(f"--set {change}: which one, {places}?", status=2)
-        path = (homes[0], *path)
+    if path[0] in SECTIONS:
+        return path
+    homes = [s for s in SECTIONS if path[0] in known[s]]
+    if not homes:
+        every = [k for keys in known.values() for k in keys]
+        near = did_you_mean(path[0], every)
+        raise CommandError(f"--set {change}: unknown key{near or '; keys: ' + ', '.join(every)}", status=2)
+    if len(homes) > 1:
+        places = " or ".join(f"{s}.{path[0]}" for s in homes)
+        raise CommandError(f"--set {change}: which one, {places}?", status=2)
+    return (homes[0], *path)
+
+
+def _change(document: Document, name: str, change: str) -> None:
+    """Apply one `--set key=value`."""
+    path = path_of(name, change)
+    key, _, text = change.partition("=")
     try:
         value = parse_yaml(text, f"--set {key}").root
     except ConfigError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from controlplane.agents.agent import Agent
+from controlplane.agents.isac import IndependentConfig
 from controlplane.command import CommandError
 from controlplane.training.episodes import Setup
 from controlplane.training.learners import Hold, Parameters, Round, rows_of, same_balancers
@@ -30,6 +31,13 @@ class Gradient:
             raise CommandError(
                 f"agent {agent.name} learns from all balancers of a farm together: give it scenarios of one number of "
                 "balancers (random:balancers=4)",
+                status=2,
+            )
+        own = agent.config if isinstance(agent.config, IndependentConfig) else None
+        if own is not None and not own.shared and own.balancers != same_balancers(tasks):
+            raise CommandError(
+                f"agent.balancers: expected {same_balancers(tasks)}, as many as the scenarios have, not "
+                f"{own.balancers}: each has a network of its own (agent.shared: false)",
                 status=2,
             )
         torch.set_num_threads(1)

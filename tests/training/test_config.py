@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, get_args, get_type_hints
+
 import pytest
 
 from controlplane.agents import AGENTS
 from controlplane.command import CommandError
-from controlplane.training.config import CONFIGS, load
+from controlplane.training.config import CONFIGS, agent_class, load
 from tests.training.small import TORCH
 
 pytest.importorskip("torch", reason=TORCH)
@@ -79,3 +82,64 @@ def test_an_agent_that_does_not_exist_is_named_with_the_one_that_was_meant():
 def test_an_on_policy_agent_learns_from_whole_rounds():
     with pytest.raises(CommandError, match=r"agent\.horizon: expected training\.episode - 1, 29"):
         load("ppo", None, ["training.episode=30"])
+
+
+def numbers() -> list[tuple[str, str, bool]]:
+    """Return agent, hyper-parameter and whether it is a whole number, of all that are numbers."""
+    found = []
+    for name in sorted(AGENTS):
+        kind = agent_class(name).config_class
+        hints: dict[str, Any] = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            types = set(get_args(hints[field.name]) or [hints[field.name]])
+            if types & {int, float}:
+                found.append((name, field.name, float not in types))
+    return found
+
+
+@pytest.mark.parametrize(("agent", "key", "whole"), numbers())
+def test_every_number_of_every_agent_has_bounds_on_both_sides(agent, key, whole):
+    for value in ("-1000", "1" + "0" * 18) if whole else ("-1000.0", "1.0e+300", ".inf", ".nan"):
+        with pytest.raises(CommandError) as raised:
+            load(agent, None, [f"agent.{key}={value}"])
+        assert str(raised.value).startswith(f"--set agent.{key}={value}: agent.{key}: expected ")
+        assert raised.value.status == 2
+
+
+@pytest.mark.parametrize(
+    ("agent", "change", "said"),
+    [
+        ("sac", "steps_per_update=0", "agent.steps_per_update: expected at least 1, not 0"),
+        ("sac", "batch=0", "agent.batch: expected at least 1, not 0"),
+        ("sac", "capacity=0", "agent.capacity: expected at least 1, not 0"),
+        ("sac", "capacity=100", "expected warmup of at most capacity, 100, not 2000"),
+        ("sac", "target_rate=5", "agent.target_rate: expected at most 1.0, not 5"),
+        ("sac", "gamma=2", "agent.gamma: expected at most 1.0, not 2"),
+        ("sac", "learning_rate=-1", "agent.learning_rate: expected more than 0, not -1"),
+        ("dqn", "epsilon=-1", "agent.epsilon: expected at least 0.0, not -1"),
+        ("dqn", "epsilon=7", "agent.epsilon: expected at most 4.0, not 7"),
+        ("ppo", "minibatches=0", "agent.minibatches: expected at least 1, not 0"),
+        ("ppo", "length=0", "agent.length: expected at least 1, not 0"),
+        ("ppo", "epochs=0", "agent.epochs: expected at least 1, not 0"),
+        ("es", "beta2=1", "agent.beta2: expected less than 1.0, not 1"),
+        ("sac", "training.replicas=5", "training.lanes: expected a divisor of replicas, 5"),
+        ("ppo", "episode=30", "agent.horizon: expected training.episode - 1, 29"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_of_the_option_and_no_file(agent, change, said):
+    with pytest.raises(CommandError) as raised:
+        load(agent, None, [change, "training.keep=4"])
+    assert str(raised.value).startswith(f"--set {change}: ")
+    assert said in str(raised.value)
+    assert ".yaml" not in str(raised.value)
+
+
+def test_a_mistake_in_a_file_keeps_its_place_beside_one_on_the_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("agent:\n  gamma: 2\n")
+    with pytest.raises(CommandError) as raised:
+        load("sac", str(path), ["hidden=0", "training.base={name: gsed}"])
+    assert str(raised.value).splitlines() == [
+        "--set hidden=0: agent.hidden: expected at least 1, not 0",
+        f"{path}:2:3: agent.gamma: expected at most 1.0, not 2",
+    ]

@@ -116,6 +116,13 @@ def test_fine_tuning_begins_with_the_policy_it_is_given(scenario, tmp_path):  # 
     train("sac", scenario, tmp_path / "sac", "--steps", "48", "--from", given)
 
 
+def test_a_network_for_each_balancer_needs_as_many_balancers(tmp_path, capsys):
+    two = write_scenario(tmp_path, SCENARIO + "balancers: 2\n")
+    more = ["--set", "shared=false", "--set", "agent.balancers=3"]
+    train("isac", two, tmp_path / "no", "--steps", "48", *more, status=2)
+    assert "agent.balancers: expected 2, as many as the scenarios have, not 3" in capsys.readouterr().err
+
+
 def test_a_constraint_that_is_violated_raises_its_multiplier(scenario, tmp_path):  # noqa: F811
     for agent in ("sac", "es"):
         out = train(agent, scenario, tmp_path / agent, "--steps", "96", "--constraint", "utilisation<=0.1")
