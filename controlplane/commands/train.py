@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("agent", nargs="?", metavar="AGENT", help="which agent learns")
     parser.add_argument("--list", action="store_true", help="list the agents")
-    parser.add_argument("--show", action="store_true", help="print the agent's hyper-parameters, a file to begin with")
+    parser.add_argument("--show", action="store_true", help="print all hyper-parameters, as --config takes them")
     parser.add_argument(
         "--scenario",
         action="append",
@@ -352,13 +352,13 @@ def _list(as_json: bool) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from controlplane.command import CommandError, print_json
-    from controlplane.training.config import CONFIGS, load
+    from controlplane.training.start import configured
 
     if not args.agent:
         raise CommandError("which agent? `vickrey train --list` shows them", status=2)
-    config = load(args.agent, args.config, args.set)
+    config, _ = configured(_request(args))
     if args.json:
-        print_json(config.as_json())
+        print_json(config.complete())
     else:
-        sys.stdout.write((CONFIGS / f"{args.agent}.yaml").read_text(encoding="utf-8"))
+        sys.stdout.write(config.as_yaml())
     return 0

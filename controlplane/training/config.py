@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from ruamel.yaml import YAML
 
 from controlplane import registry
 from controlplane.agents import AGENTS
@@ -101,6 +103,27 @@ class Config:
             "training": _plain(self.training.model_dump()),
             "agent": _plain(dataclasses.asdict(self.agent)),
         }
+
+    def complete(self) -> dict[str, Any]:
+        """Return plain values, those of bounds and limits that are not said included."""
+        bounds, limits = Bounds(**self.action.bounds), WeightLimits(**self.action.limits)
+        tree = self.as_json()
+        tree["action"] |= {"bounds": dataclasses.asdict(bounds), "limits": dataclasses.asdict(limits)}
+        return tree
+
+    def as_yaml(self) -> str:
+        """Return all of it as text that `load` takes for a file."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        text = io.StringIO()
+        yaml.dump(_without_none(self.complete()), text)
+        return text.getvalue()
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value without the keys that have none, which a file leaves out."""
+    return {k: _without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from controlplane.env.objective import FIELDS, UTILISATION
 from controlplane.env.simulated import SourceError
 from controlplane.learned.policy_file import PolicyFileError, read
 from controlplane.training.checkpoints import Folder
-from controlplane.training.config import Action, Config, agent_class, load
+from controlplane.training.config import Action, Config, agent_class, load, path_of
 from controlplane.training.episodes import Episodes, Setup
 from controlplane.training.learners import Evolution, Learner
 from controlplane.training.tasks import Task, tasks_of
@@ -80,10 +80,7 @@ def constraints_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
 
 def prepare(request: Request) -> tuple[Plan, Learner]:
     """Return the plan and a learner that has learned nothing yet. Raises CommandError for whatever is wrong."""
-    config = load(request.agent, request.file, request.changes)
-    parameters = None
-    if request.begin_from is not None:
-        config, parameters = _continued(config, request.begin_from)
+    config, parameters = configured(request)
     # An offline agent can learn without a scenario to be evaluated in.
     none = request.offline is not None and not request.scenarios
     hide = registry.create(config.training.base).name not in STATIC
@@ -99,6 +96,14 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
         except (ValueError, RuntimeError) as error:
             raise CommandError(f"--from {request.begin_from}: {' '.join(str(error).split())[:200]}") from None
     return plan, learner
+
+
+def configured(request: Request) -> tuple[Config, dict[str, Any] | None]:
+    """Return the configuration, and the parameters to begin with, if any. Raises CommandError."""
+    config = load(request.agent, request.file, request.changes)
+    if request.begin_from is None:
+        return config, None
+    return _continued(config, request.begin_from, request.changes)
 
 
 def setup_of(config: Config, tasks: Sequence[Task], constraints: tuple[tuple[str, float], ...] = ()) -> Setup:
@@ -156,8 +161,11 @@ def make_learner(plan: Plan, dataset: str | None = None) -> Learner:
     return Gradient(agent, plan.setup, plan.tasks, plan.seed, t.replicas, t.lanes)
 
 
-def _continued(config: Config, policy: str) -> tuple[Config, dict[str, Any]]:
-    """Return the configuration with the actions and the size of an exported policy, and its parameters."""
+def _continued(config: Config, policy: str, changes: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Return the configuration with the actions, size and base of an exported policy, and its parameters.
+
+    Raises CommandError when a change asks for others.
+    """
     from controlplane.learned.model import find
 
     try:
@@ -180,9 +188,24 @@ def _continued(config: Config, policy: str) -> tuple[Config, dict[str, Any]]:
         limits=dict(manifest.limits),
     )
     training = config.training.model_copy(update={"base": manifest.base})
-    return replace(
-        config, action=action, training=training, agent=replace(config.agent, hidden=manifest.hidden)
-    ), parameters
+    taken = replace(config, action=action, training=training, agent=replace(config.agent, hidden=manifest.hidden))
+    for change in reversed(changes):  # of several of one key the last counts
+        path = path_of(config.name, change)
+        asked, has = (_comparable(one, path) for one in (config, taken))
+        if asked != has:
+            what = f"its {'.'.join(path)} is {has}, and a policy keeps it in fine-tuning"
+            raise CommandError(f"--set {change}: contradicts --from {policy}: {what}", status=2)
+    return taken, parameters
+
+
+def _comparable(config: Config, path: Sequence[str]) -> Any:
+    """Return a value of the configuration in a form in which equal ones are equal."""
+    tree: Any = config.complete()
+    if isinstance(tree["training"]["base"], str):
+        tree["training"]["base"] = {"name": tree["training"]["base"]}
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def commit() -> str:
@@ -246,15 +269,7 @@ def write_config(folder: Folder, request: Request, plan: Plan) -> None:
     (folder.path / "request.json").write_text(
         json.dumps(replace(request, changes=(), file=None).as_json(), indent=2) + "\n", encoding="utf-8"
     )
-    from ruamel.yaml import YAML
-
-    with open(folder.path / "hyper-parameters.yaml", "w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(_for_yaml(plan.config.as_json()), file)
-
-
-def _for_yaml(tree: dict[str, Any]) -> dict[str, Any]:
-    """Write durations as the file takes them."""
-    return tree
+    (folder.path / "hyper-parameters.yaml").write_text(plan.config.as_yaml(), encoding="utf-8")
 
 
 def read_request(folder: Folder) -> Request:
@@ -302,7 +317,7 @@ def sweep_requests(request: Request, sweeps: Sequence[str]) -> list[Request]:
     for chosen in itertools.product(*axes):
         name = ",".join(c.replace("/", "_") for c in chosen)
         one = replace(request, changes=(*request.changes, *chosen), out=f"{request.out}/{name}")
-        load(one.agent, one.file, one.changes)
+        configured(one)
         requests.append(one)
     return requests
 

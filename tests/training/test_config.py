@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from controlplane.agents import AGENTS
+from controlplane.cli import main
 from controlplane.command import CommandError
 from controlplane.training.config import CONFIGS, agent_class, load
 from tests.training.small import TORCH
@@ -143,3 +145,22 @@ def test_a_mistake_in_a_file_keeps_its_place_beside_one_on_the_command_line(tmp_
         "--set hidden=0: agent.hidden: expected at least 1, not 0",
         f"{path}:2:3: agent.gamma: expected at most 1.0, not 2",
     ]
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_what_is_shown_is_everything_and_a_file_that_means_the_same(name, tmp_path, capsys):
+    assert main(["train", name, "--show", "--set", "hidden=7", "--set", "bounds={mu: 0.5}", "--steps", "77"]) == 0
+    text = capsys.readouterr().out
+    path = tmp_path / "shown.yaml"
+    path.write_text(text)
+    shown = load(name, str(path))
+    wanted = load(name, None, ["hidden=7", "bounds={mu: 0.5}", "training.steps=77"])
+    assert (shown.training, shown.agent, shown.schema) == (wanted.training, wanted.agent, wanted.schema)
+    assert shown.complete() == wanted.complete()
+    assert main(["train", name, "--show", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == text
+    for section in ("action", "training", "agent"):
+        for key, value in wanted.as_json()[section].items():
+            assert value is None or f"\n  {key}:" in text, key
+    assert "\n    window: " in text  # a bound that nothing said
+    assert math.isclose(shown.schema.bounds["mu"], 0.5)

@@ -16,9 +16,10 @@ from tests.training.small import SCENARIO, TORCH, changes_for, options, scenario
 pytest.importorskip("torch", reason=TORCH)
 
 
-def train(agent, scenario, out, *more, status=0):  # noqa: F811
+def train(agent, scenario, out, *more, status=0, without=()):  # noqa: F811
     where = ["--scenario", scenario] if scenario else []
-    arguments = ["train", agent, *where, "--out", str(out), "--quiet", *options(changes_for(agent)), *more]
+    changes = tuple(change for change in changes_for(agent) if change.partition("=")[0] not in without)
+    arguments = ["train", agent, *where, "--out", str(out), "--quiet", *options(changes), *more]
     assert main(arguments) == status
     return Path(out)
 
@@ -107,13 +108,34 @@ def test_one_policy_is_trained_for_several_scenarios(scenario, tmp_path, capsys)
 
 def test_fine_tuning_begins_with_the_policy_it_is_given(scenario, tmp_path):  # noqa: F811
     first = train("es", scenario, tmp_path / "first", "--steps", "48", "--set", "hidden=5")
-    given = str(first / "last.safetensors")
-    # The size is the policy's, whatever the configuration says.
-    small = train("es", scenario, tmp_path / "small", "--steps", "48", "--from", given, "--set", "learning_rate=1e-9")
-    a, b = read(given)[0], read(small / "last.safetensors")[0]
+    given = ["--steps", "48", "--from", str(first / "last.safetensors")]
+    # The size is the policy's, and the base too.
+    left_out = ("hidden", "training.base")
+    small = train("es", scenario, tmp_path / "small", *given, "--set", "learning_rate=1e-9", without=left_out)
+    a, b = read(first / "last.safetensors")[0], read(small / "last.safetensors")[0]
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=1e-6)
-    train("sac", scenario, tmp_path / "sac", "--steps", "48", "--from", given)
+    assert read(small / "last.safetensors")[1].base == {"name": "gsed"}
+    train("sac", scenario, tmp_path / "sac", *given, without=left_out)
+
+
+def test_what_contradicts_the_policy_to_begin_with_is_refused(scenario, tmp_path, capsys):  # noqa: F811
+    first = train("es", scenario, tmp_path / "first", "--steps", "48")
+    policy = str(first / "last.safetensors")
+    given = ["--steps", "48", "--from", policy]
+    for change, said in (
+        ("hidden=5", "its agent.hidden is 4"),
+        ("levels=[-1, 0, 1]", "its action.levels is [-1.0, -0.5, 0.0, 0.5, 1.0]"),
+        ("base=lsq", "its training.base is {'name': 'gsed'}"),
+        ("training.base={name: gsed, c: 2.0}", "its training.base is {'name': 'gsed'}"),
+        ("bounds={mu: 0.1}", "its action.bounds is {'mu': 1.386"),
+    ):
+        train("es", scenario, tmp_path / "no", *given, "--set", change, status=2)
+        assert f"--set {change}: contradicts --from {policy}: {said}" in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+    # What says the same, in whatever form, does not.
+    same = ["--set", "levels=[-1, -0.5, 0, 0.5, 1]", "--set", "base=gsed", "--set", "action.bounds={}"]
+    train("es", scenario, tmp_path / "same", *given, *same)
 
 
 def test_a_network_for_each_balancer_needs_as_many_balancers(tmp_path, capsys):
@@ -263,6 +285,8 @@ def test_offline_agents_learn_from_a_dataset(scenario, tmp_path):  # noqa: F811
     seen = read(train("bc", scenario, tmp_path / "seen", "--offline", path, "--steps", "100") / "last.safetensors")[1]
     assert alone.rows["bid_idle"] == seen.ranges.rows["bid_idle"]
     assert seen.ranges.servers == (8, 8), "the scenario has three"
+    assert main(["train", "--resume", str(tmp_path / "bc"), "--steps", "200", "--quiet"]) == 0
+    assert read(tmp_path / "bc" / "policy.safetensors")[1].training.steps == 200
 
 
 def test_the_agents_are_listed(capsys):
