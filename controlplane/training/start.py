@@ -148,6 +148,12 @@ def make_learner(plan: Plan, dataset: str | None = None) -> Learner:
     if dataset is not None:
         if not offline:
             raise CommandError(f"--offline: agent {config.name} learns by acting; cql, bcq and bc do not", status=2)
+        if plan.setup.constraints:
+            raise CommandError(
+                f"--constraint: agent {config.name} learns from a dataset, in which nothing can be kept below a limit; "
+                "--set cost_weight=W takes the recorded costs off its reward",
+                status=2,
+            )
         from controlplane.training.offline import Offline
 
         offline_learner: Learner = Offline(found(config.schema, config.agent, plan.seed), dataset)

@@ -232,6 +232,7 @@ def test_a_sweep_trains_each_combination_and_ranks_them(scenario, tmp_path, caps
         (["train", "sac", "--scenario", "heavy-tail", "--from", "/nowhere.safetensors"], "/nowhere.safetensors"),
         (["train", "sac", "--scenario", "heavy-tail", "--offline", "x.npz"], "learns by acting"),
         (["train", "cql", "--offline", "/nowhere.npz"], "/nowhere.npz"),
+        (["train", "cql", "--offline", "x.npz", "--constraint", "utilisation<=0.8"], "--constraint: agent cql learns"),
         (["train", "cql", "--scenario", "heavy-tail"], "--offline"),
         (["train", "qmix", "--scenario", "random"], "one number of balancers"),
         (["train", "--resume", "/nowhere"], "no such folder"),
