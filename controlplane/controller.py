@@ -233,7 +233,7 @@ class Controller:
 
         def done(error: str | None) -> None:
             if error is None:
-                self.say(id=number, ok=True, shadow=service.loop.shadow_report)
+                self.say(id=number, ok=True, **service.loop.watch.show(), shadow=service.loop.shadow_report)
             else:
                 self.say(id=number, ok=False, error=error)
 

@@ -7,6 +7,16 @@ for five looks in a row: flows that queue together are not independent, and a bu
 Arrivals must be about what they were (a flash crowd is nobody's fault). Errors: 2 percentage points and six
 standard errors more than before.
 
+What is compared with is the last half minute, and where that has few flows as much more as holds BASELINE_FLOWS, back
+to the last change of policy or for ten minutes. It takes LEAST_FLOWS to compare with and to judge by. A service with
+fewer in half a minute, that is below 17 a second, is watched in slow motion: the time to settle, the looks and the
+watch count flows instead of seconds, so that to one watch belong as many looks, at as many flows, as at 17 a second.
+Few flows tell their p99 badly when they queue together: there a fifth of the new ones must exceed it. Below
+LEAST_FLOWS in ten minutes there is no guard.
+
+What is gross is found sooner, and only what would be found anyway: when so many flows were slow, or failed, that the
+test would come out the same at the last of its looks although every flow until then did well; at two looks in a row.
+
 A policy that was rolled back, demoted or found worse is not set again for a minute (CoolDown), neither by a controller
 that was started since: whoever sets it in a loop would make the traffic swing between the two.
 """
@@ -26,9 +36,18 @@ from shm_layout.layout import HISTOGRAM_LOW
 REFERENCE, SETTLE, WATCH = 30.0, 3.0, 60.0
 # Seconds and flows that both windows hold at least.
 LEAST_SECONDS, LEAST_FLOWS = 5.0, 500
+# Where traffic is low: flows that these take at least, and that lie between two looks; as at 17 flows a second.
+SETTLE_FLOWS, WATCH_FLOWS, LOOK_FLOWS = 50, 1000, 16
+# Seconds, however few the flows: the time compared with reaches back, and the watch lasts, no longer.
+BASELINE_MOST, WATCH_MOST = 600.0, 600.0
+# Flows for which the time compared with reaches back; and the part of the flows beyond the old p99 from which on it is
+# worse, where the last REFERENCE has fewer than LEAST_FLOWS.
+BASELINE_FLOWS, FEW_TAIL = 2000, 0.2
 TAIL, TAIL_TIMES, ERRORS_MORE, STANDARD_ERRORS, LOOKS = 0.01, 5.0, 0.02, 6.0, 5
+SURE_LOOKS = 2
 RATE_TIMES = 1.2
-SNAPSHOT_SECONDS = 1.0
+# Between snapshots, seconds: of the last REFERENCE, and of the time before that.
+SNAPSHOT_SECONDS, SLICE_SECONDS = 1.0, 10.0
 COOL_DOWN = 60.0
 
 
@@ -70,12 +89,20 @@ def percentile(histogram: Floats, q: float) -> float:
     return float(HISTOGRAM_LOW[bucket] + min(share, 1.0) * (HISTOGRAM_LOW[bucket + 1] - HISTOGRAM_LOW[bucket]))
 
 
+def flows_between(first: Totals, last: Totals) -> float:
+    """Return the flows that ended between two totals and whose times are known; failed ones may have none."""
+    return min(last.closed - first.closed, float((last.histogram - first.histogram).sum()))
+
+
 class Windows:
-    """Cumulative totals of the service, a snapshot a second over the last minute; survives restarts of the data
-    plane."""
+    """Cumulative totals of the service: a snapshot a second over the last half minute, and one every ten seconds over
+    ten minutes. That is some 90 of 2 kB at most. Survives restarts of the data plane."""
 
     def __init__(self) -> None:
-        self.snapshots: deque[Totals] = deque(maxlen=int((REFERENCE + WATCH) / SNAPSHOT_SECONDS) + 8)
+        self.snapshots: deque[Totals] = deque()
+        self.older: deque[Totals] = deque()
+        self.restarts = 0  # times that the counters began anew
+        self._changed = -np.inf
 
     def add(self, o: Observation) -> None:
         """Take a snapshot if the last is a second old."""
@@ -83,49 +110,109 @@ class Windows:
             return
         totals = Totals.of(o)
         if self.snapshots and totals.opened < self.snapshots[-1].opened:
-            self.snapshots.clear()  # counters began anew
+            self.snapshots.clear()
+            self.older.clear()
+            self.restarts += 1
         self.snapshots.append(totals)
+        while totals.now - self.snapshots[0].now > REFERENCE:
+            aged = self.snapshots.popleft()
+            if aged.now >= self._changed and (not self.older or aged.now - self.older[-1].now >= SLICE_SECONDS):
+                self.older.append(aged)
+        while self.older and totals.now - self.older[0].now > BASELINE_MOST:
+            self.older.popleft()
 
-    def guard(self) -> Guard | None:
-        """Return a guard that compares with the time up to now; None when there is too little to compare with."""
-        if len(self.snapshots) < 2:
+    def changed(self) -> None:
+        """Another policy decides from now on: the next is compared with it, and with no older ones beyond the last half
+        minute."""
+        self.older.clear()
+        self._changed = self.snapshots[-1].now if self.snapshots else -np.inf
+
+    def baseline(self) -> tuple[Totals, Totals] | None:
+        """Return begin and end of what a new policy is compared with: the last half minute, or as much more as has
+        BASELINE_FLOWS, or all there is. None: there is nothing yet."""
+        if not self.snapshots:
             return None
         last = self.snapshots[-1]
-        first = next(s for s in self.snapshots if last.now - s.now <= REFERENCE)
-        if last.now - first.now < LEAST_SECONDS or last.closed - first.closed < LEAST_FLOWS:
-            return None
-        return Guard(first, last)
+        first = self.snapshots[0]
+        for earlier in reversed(self.older):
+            if flows_between(first, last) >= BASELINE_FLOWS:
+                break
+            first = earlier
+        return first, last
+
+    def guard(self) -> Guard | str:
+        """Return a guard that compares with the time up to now; in words why not, when that is too little."""
+        found = self.baseline()
+        took, flows = 0.0, 0.0
+        if found is not None:
+            first, last = found
+            took, flows = last.now - first.now, flows_between(first, last)
+            if took >= LEAST_SECONDS and flows >= LEAST_FLOWS:
+                few = flows_between(self.snapshots[0], last) < LEAST_FLOWS
+                return Guard(first, last, self.restarts, few=few)
+        if took < LEAST_SECONDS:
+            return f"too little time to compare with: {took:.0f} s; at least {LEAST_SECONDS:.0f} s needed"
+        return f"too little traffic to guard: {flows:.0f} flows in {took:.0f} s; at least {LEAST_FLOWS} needed"
 
 
 class Guard:
-    """Watches one policy for a minute."""
+    """Watches one policy for a minute, or for as long as its flows need."""
 
-    def __init__(self, first: Totals, last: Totals) -> None:
-        self.before, self.since = first, last
-        self.worse = 0
-        self.looked = last.now
+    def __init__(self, before: Totals, since: Totals, restarts: int = 0, *, few: bool = False) -> None:
+        """Compare with the time from before to since. few: there is little traffic."""
+        self.before, self.since, self.restarts, self.few = before, since, restarts, few
+        self.worse = 0  # looks in a row at which it was
+        self.sure = 0  # looks in a row at which that could not change any more
+        self.seen = since
+        self.looked = since
         self.start: Totals | None = None  # of the window that is judged
 
-    @staticmethod
-    def new_windows() -> Windows:
-        return Windows()
+    @property
+    def lacking(self) -> str:
+        """In words what it lacks to have judged the policy; empty: nothing."""
+        flows = 0.0 if self.start is None else flows_between(self.start, self.seen)
+        if flows >= LEAST_FLOWS:
+            return ""
+        took = self.seen.now - self.since.now
+        return f"too little traffic to judge it: {flows:.0f} flows in {took:.0f} s; at least {LEAST_FLOWS} needed"
 
     def judge(self, windows: Windows) -> str | None:
         """Return what is worse, "" when the watch is over without a finding, None to go on watching."""
-        if not windows.snapshots or windows.snapshots[-1].now <= self.looked:
+        if not windows.snapshots or windows.snapshots[-1].now <= self.seen.now:
             return None
         now = windows.snapshots[-1]
-        self.looked = now.now
-        if now.now - self.since.now > WATCH or now.opened < self.since.opened:
+        if windows.restarts != self.restarts:
             return ""
-        if now.now - self.since.now < SETTLE:
+        took, flows = now.now - self.since.now, now.closed - self.since.closed
+        if took > WATCH_MOST or (took > WATCH and flows >= WATCH_FLOWS):
+            return ""
+        self.seen = now
+        if took < SETTLE or flows < SETTLE_FLOWS:
             return None
         if self.start is None:
-            self.start = now
+            self.start = self.looked = now
             return None
-        finding = regression(self.before, self.since, self.start, now)
+        if now.closed - self.looked.closed < LOOK_FLOWS:
+            return None
+        self.looked = now
+        tail = FEW_TAIL if self.few else TAIL_TIMES * TAIL
+        finding = regression(self.before, self.since, self.start, now, tail=tail)
         self.worse = self.worse + 1 if finding else 0
-        return finding if self.worse >= LOOKS else None
+        if self.worse >= LOOKS:
+            return finding
+        fine = self._still_to_come(now)
+        gross = regression(self.before, self.since, self.start, now, seconds=0.0, tail=tail, fine=fine)
+        self.sure = self.sure + 1 if gross else 0
+        return gross if self.sure >= SURE_LOOKS else None
+
+    def _still_to_come(self, now: Totals) -> float:
+        """Return how many flows may end, at most, until the last of the looks that the test needs."""
+        assert self.start is not None
+        took = now.now - self.start.now
+        old = (self.since.opened - self.before.opened) / (self.since.now - self.before.now)
+        rate = RATE_TIMES * max(old, (now.opened - self.start.opened) / took)
+        until_first = max((LEAST_SECONDS - took) * rate, LEAST_FLOWS - flows_between(self.start, now), 0.0)
+        return until_first + LOOKS * (LOOK_FLOWS + rate * SNAPSHOT_SECONDS)
 
 
 def regression(
@@ -137,13 +224,14 @@ def regression(
     seconds: float = LEAST_SECONDS,
     flows: int = LEAST_FLOWS,
     tail: float = TAIL_TIMES * TAIL,
+    fine: float = 0.0,
 ) -> str:
     """Return how the time from start to now is clearly worse than that from before to since; empty: it is not.
 
     seconds, flows: that the new time has at least to be judged. tail: the part of the flows beyond the old p99 from
-    which on it is worse.
+    which on it is worse. fine: so many more flows are taken to have ended since, all of them well.
     """
-    took, closed = now.now - start.now, now.closed - start.closed
+    took, closed = now.now - start.now, now.closed - start.closed + fine
     old_took, old_closed = since.now - before.now, since.closed - before.closed
     if took < max(seconds, 1e-9) or closed < flows or old_closed < flows or old_took <= 0:
         return ""
@@ -154,17 +242,18 @@ def regression(
     pooled = (failed * closed + old_failed * old_closed) / (closed + old_closed)
     error = np.sqrt(pooled * (1 - pooled) * (1 / closed + 1 / old_closed)) + 1e-12
     if failed - old_failed > max(ERRORS_MORE, STANDARD_ERRORS * error):
-        return f"{failed:.1%} of the flows fail, {old_failed:.1%} before"
+        return f"{failed * closed / (closed - fine):.1%} of the flows fail, {old_failed:.1%} before"
     old, new = since.histogram - before.histogram, now.histogram - start.histogram
-    if old.sum() < flows or new.sum() < flows:
+    n, old_n = float(new.sum()) + fine, float(old.sum())
+    if old_n < flows or n < flows:
         return ""
     # First bucket above the old p99, and what part of either lies there or beyond.
-    above = int(np.searchsorted(np.cumsum(old), (1.0 - TAIL) * old.sum())) + 1
-    p, p_old = float(new[above:].sum() / new.sum()), float(old[above:].sum() / old.sum())
-    p_old = max(p_old, TAIL / 2)
-    error = np.sqrt(p_old * (1 - p_old) * (1 / new.sum() + 1 / old.sum()))
+    above = int(np.searchsorted(np.cumsum(old), (1.0 - TAIL) * old_n)) + 1
+    slow = float(new[above:].sum())
+    p, p_old = slow / n, max(float(old[above:].sum()) / old_n, TAIL / 2)
+    error = np.sqrt(p_old * (1 - p_old) * (1 / n + 1 / old_n))
     if p > tail and p - p_old > STANDARD_ERRORS * error:
-        return f"{p:.0%} of the flows take longer than the p99 before"
+        return f"{slow / (n - fine):.0%} of the flows take longer than the p99 before"
     return ""
 
 

@@ -23,7 +23,8 @@ from controlplane.deployment.agreement import Agreement, agreement
 from controlplane.deployment.chosen import REJECTED_MAX, Chosen, Decider, Spec, deadline
 from controlplane.deployment.history import History
 from controlplane.deployment.trial import Trial
-from controlplane.guard import CoolDown, Guard, Totals, Windows
+from controlplane.deployment.watch import Watch
+from controlplane.guard import CoolDown, Totals
 from controlplane.policy import Directive, Observation
 
 log = logging.getLogger("vickrey.controller")
@@ -80,7 +81,7 @@ class Deployment:
         self.service, self.interval = service, interval
         self.history = History(history)
         self.counts = Counts()
-        self.guard: Guard | None = None
+        self.watch = Watch(service)
         self.demoted = ""  # why, when it is
         self.on_change: Callable[[Spec, str], None] = lambda spec, why: None
         self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
@@ -92,7 +93,6 @@ class Deployment:
         self._swap: Swap | None = None
         self._waiting: list[Callable[[str | None], None]] = []  # to be told once a change is published
         self._blend_low = False
-        self._windows = Windows()
         self.decider = Decider(Chosen(policy))
         self.trial = self._trial_of(self.chosen, None)
         if self.trial is not None and not (self.history and _alike(self.history.last_spec(), self.trial)):
@@ -114,7 +114,7 @@ class Deployment:
     def decide(self, o: Observation, *, lenient: bool) -> tuple[Decider, Directive | None]:
         """Return whose turn it is and what it decided; None: nothing of use. lenient: however late."""
         self._now = o.now
-        self._windows.add(o)
+        self.watch.add(o)
         self._tune(o)
         decider = self.decider
         directive = self._decide(decider, o, lenient)
@@ -134,8 +134,7 @@ class Deployment:
         if self._swap is not None:
             directive = self._try_swap(self._swap, o)
             return self.decider, directive
-        if self.guard is not None:
-            self._watch(self.guard)
+        self._watch()
         return self.decider, None
 
     @property
@@ -265,11 +264,13 @@ class Deployment:
         if self.trial is None and trial is not None:
             self._settle()
         elif chosen.switchback is not None or not chosen.guarded or chosen.enforcing_percent == 0:
-            self.guard = None
+            self.watch.end()
         elif chosen.enforcing_percent > before.enforcing_percent:
-            self.guard = self._windows.guard()
+            self.watch.begin(chosen.name, wanted=True)
         was = "switchback" if before.switchback is not None else f"{before.enforcing_percent} %"
         now = "switchback" if chosen.switchback is not None else f"{chosen.enforcing_percent} %"
+        if was != now:
+            self.watch.changed()
         self._tell("share", who, before=was, now=now, incumbent=self._incumbent_name())
         self._taken(f"share {was} -> {now}")
 
@@ -367,14 +368,14 @@ class Deployment:
         decider.late_row = decider.refused_row = 0
         compare = keep and decider.chosen.guarded and not self.demoted and decider.chosen.enforcing_percent > 0
         compare = compare and (self.trial is None or self.trial.switchback is None)
-        self.guard = self._windows.guard() if compare else None
+        self.watch.begin(decider.chosen.name, wanted=compare)
         self._taken(why)
 
     def _settle(self) -> None:
         """The policy on trial has all of the traffic from now on."""
         self.trial = None
         self.chosen.spec.pop("incumbent", None)
-        self.guard = self._windows.guard() if self.chosen.guarded else None
+        self.watch.begin(self.chosen.name, wanted=self.chosen.guarded)
 
     def _revert(self, why: str) -> None:
         """The incumbent of the policy on trial takes all of the traffic again."""
@@ -395,16 +396,14 @@ class Deployment:
             why=why,
             enforcing=self.chosen.enforcing_percent,
             incumbent=self._incumbent_name(),
+            guard=self.watch.why or self.watch.state,
         )
         self.on_change(self.chosen.spec, why)
 
     # --- watching it --------------------------------------------------------------------------------------------------
 
-    def _watch(self, guard: Guard) -> None:
-        verdict = guard.judge(self._windows)
-        if verdict is None:
-            return
-        self.guard = None
+    def _watch(self) -> None:
+        verdict = self.watch.judge(self.chosen.name)
         if not verdict or not self.history:
             return
         log.warning("%s: policy %s is worse than before: %s", self.service, self.chosen.name, verdict)
@@ -451,7 +450,7 @@ class Deployment:
         """Let the tuner of a policy that adapts set its parameters for this cycle, and keep what proved better."""
         if self.tuner is None:
             return
-        if self.trial is not None or self.guard is not None or self._swap is not None:
+        if self.trial is not None or self.watch.guard is not None or self._swap is not None:
             self.tuner.stop()
             return
         step = self.tuner.step(o.now, lambda: Totals.of(o))

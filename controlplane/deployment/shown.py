@@ -25,7 +25,7 @@ def shown_policy(loop: ControlLoop) -> dict[str, Any]:
         "enforcing": chosen.enforcing_percent,
         "history": list(loop.history),
         "demoted": loop.demoted or None,
-        "guard": "watching" if loop.guard is not None else "off",
+        **loop.watch.show(),
         "interval": loop.interval,
         "cycles": counts.cycles,
         "cycles_idle": counts.idle,

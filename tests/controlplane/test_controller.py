@@ -173,7 +173,10 @@ def test_a_rollback_does_not_wait_for_a_policy_that_is_being_made(segment, contr
 def test_a_policy_is_set_shown_and_rolled_back(segment, controller):
     process = controller()
     process.start(segment)
-    assert process.command(cmd="policy", service="web", policy={"name": "gsed", "c": 0.25})["ok"]
+    answer = process.command(cmd="policy", service="web", policy={"name": "gsed", "c": 0.25})
+    assert answer["ok"]
+    assert answer["guard"] == "off"  # there is no traffic, and the answer says so
+    assert "needed" in answer["guard_why"]
     assert segment.read_directive().policy == "gsed"
     assert segment.read_directive().curves[2, :2] == pytest.approx([0.25 / 3, 1.25 / 3])
     shown = process.command(cmd="show")["services"]["web"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -379,6 +380,52 @@ def test_adaptation_keeps_no_step_that_is_worse(split):
         farm.set({"adapt": False})
         assert farm.loop.tuner is None
         assert farm.loop.chosen.policy.first == 0.5
+
+
+# --- the guard --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet(split: None):
+    """Five flows a second, the first server twenty times as slow as the second, and not used."""
+    with Watched({"name": "split", "first": 0.0}, rate=5.0, means=(0.4, 0.02), workers=32) as made:
+        made.watch(330.0)
+        yield made
+
+
+def test_with_little_traffic_a_policy_that_harms_is_rolled_back(quiet):
+    quiet.set({"name": "split", "first": 1.0})
+    assert quiet.loop.show()["guard"] == "watching"
+    quiet.watch(90.0)
+    assert quiet.loop.chosen.spec == {"name": "split", "first": 0.0}
+    (told,) = quiet.told("rolled back")
+    assert (told["who"], told["to"]) == ("guard", "split")
+    assert "take longer than the p99 before" in told["why"]
+
+
+def test_with_little_traffic_a_policy_that_does_no_harm_stays_and_is_watched_for_minutes(quiet):
+    quiet.set({"name": "split", "first": 0.001})
+    quiet.watch(120.0)
+    assert quiet.loop.show()["guard"] == "watching"
+    quiet.watch(150.0)
+    assert quiet.loop.show()["guard"] == "off"
+    assert "guard_why" not in quiet.loop.show()
+    assert quiet.loop.chosen.spec == {"name": "split", "first": 0.001}
+    assert not quiet.told("rolled back")
+
+
+def test_a_policy_that_cannot_be_guarded_says_why(quiet, caplog):
+    quiet.set({"name": "split", "first": 0.001})
+    quiet.set({"name": "split", "first": 1.0})  # the one before was not in force for long enough to compare with
+    shown = quiet.loop.show()
+    assert shown["guard"] == "off"
+    why = r"too little traffic to guard: 1\d\d flows in (29|30) s; at least 500 needed"
+    assert re.fullmatch(why, shown["guard_why"])
+    assert re.fullmatch(why, quiet.told("enforced")[-1]["guard"])
+    assert "policy split: guard off: too little traffic to guard" in caplog.text
+    quiet.set({"guard": False})  # asked for: nothing to explain
+    assert "guard_why" not in quiet.loop.show()
+    assert quiet.told("enforced")[-1]["guard"] == "off"
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------

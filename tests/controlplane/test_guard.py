@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
+import re
+
 import numpy as np
 import pytest
 
-from controlplane.guard import SETTLE, WATCH, Guard, Windows
+from controlplane.guard import (
+    REFERENCE,
+    SETTLE,
+    WATCH,
+    WATCH_FLOWS,
+    WATCH_MOST,
+    Guard,
+    Windows,
+    flows_between,
+)
 from shm_layout.layout import HISTOGRAM_BUCKETS, HISTOGRAM_LOW, OUTCOMES
 from tests.policies.observations import observation
 
@@ -20,6 +32,10 @@ class Service:
         self.histogram = np.zeros((1, HISTOGRAM_BUCKETS))
         self.outcomes = np.zeros((1, len(OUTCOMES)))
 
+    def times(self, n: int, mean: float, rate: float) -> np.ndarray:
+        """Return the completion times of this second's flows."""
+        return self.rng.exponential(mean, n)
+
     def run(
         self, seconds: int, mean: float = 0.02, rate: float = 200, failing: float = 0.0, guard: Guard | None = None
     ):
@@ -27,7 +43,7 @@ class Service:
         for _ in range(seconds):
             self.now += 1.0
             n = self.rng.poisson(rate)
-            times = self.rng.exponential(mean, n)
+            times = self.times(n, mean, rate)
             buckets = np.searchsorted(HISTOGRAM_LOW, times, side="right") - 1
             self.histogram = self.histogram + np.bincount(np.maximum(buckets, 0), minlength=HISTOGRAM_BUCKETS)
             self.outcomes = self.outcomes.copy()
@@ -40,6 +56,22 @@ class Service:
             if guard is not None and (verdict := guard.judge(self.windows)) is not None:
                 return verdict
         return None
+
+
+class Queue(Service):
+    """One whose flows wait for four servers, which have work for 60 % of the time."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.free = [0.0] * 4
+
+    def times(self, n: int, mean: float, rate: float) -> np.ndarray:
+        times = np.zeros(n)
+        for i, arrived in enumerate(np.sort(self.now + self.rng.random(n))):
+            end = max(heapq.heappop(self.free), arrived) + self.rng.exponential(4 * 0.6 / rate)
+            heapq.heappush(self.free, end)
+            times[i] = end - arrived
+        return times
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -77,11 +109,124 @@ def test_a_flash_crowd_is_nobody_s_fault():
     assert service.run(70, mean=0.06, rate=400, guard=service.windows.guard()) == ""
 
 
-def test_too_little_to_compare_with_means_no_guard():
+def test_too_little_to_compare_with_means_no_guard_and_says_so():
     service = Service(1)
+    assert service.windows.guard() == "too little time to compare with: 0 s; at least 5 s needed"
     service.run(3)
-    assert service.windows.guard() is None
-    service.run(40, rate=2)
+    assert service.windows.guard() == "too little time to compare with: 2 s; at least 5 s needed"
     few = Service(2)
     few.run(40, rate=2)
-    assert few.windows.guard() is None
+    why = few.windows.guard()
+    assert isinstance(why, str)
+    assert re.fullmatch(r"too little traffic to guard: \d\d flows in 39 s; at least 500 needed", why)
+
+
+# --- little traffic ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "seconds", "flows"), [(200, 30, 6000), (40, 60, 2400), (5, 400, 2000), (1, 600, 600)])
+def test_what_is_compared_with_grows_until_it_has_flows_enough(rate, seconds, flows):
+    service = Service(1)
+    service.run(700, rate=rate)
+    first, last = service.windows.baseline()
+    assert last.now - first.now == pytest.approx(seconds, rel=0.15)
+    assert flows_between(first, last) == pytest.approx(flows, rel=0.15)
+    assert len(service.windows.snapshots) + len(service.windows.older) <= 95
+
+
+def test_what_is_compared_with_ends_at_the_last_change_of_policy_but_for_half_a_minute():
+    service = Service(1)
+    service.run(300, rate=5)
+    service.windows.changed()
+    first, last = service.windows.baseline()
+    assert last.now - first.now == REFERENCE
+    service.run(200, rate=5)
+    first, last = service.windows.baseline()
+    assert 190 <= last.now - first.now <= 200
+
+
+@pytest.mark.parametrize("rate", [1.2, 5, 20])
+@pytest.mark.parametrize("seed", range(8))
+def test_with_little_traffic_nothing_is_found_where_nothing_changed(seed, rate):
+    service = Service(seed)
+    service.run(630, rate=rate)
+    began = service.now
+    guard = service.windows.guard()
+    assert service.run(int(WATCH_MOST) + 5, rate=rate, guard=guard) == ""
+    least = min(WATCH_FLOWS / rate, WATCH_MOST)  # it is watched as long as its flows need
+    assert service.now - began == pytest.approx(max(least, WATCH), rel=0.15)
+
+
+@pytest.mark.parametrize(("rate", "within"), [(1.2, 300), (5, 90), (20, 30)])
+def test_with_little_traffic_what_is_much_worse_is_found(rate, within):
+    service = Service(1)
+    service.run(630, rate=rate)
+    verdict = service.run(within, mean=0.5, rate=rate, guard=service.windows.guard())
+    assert verdict is not None
+    assert "p99 before" in verdict
+
+
+def test_with_little_traffic_errors_are_found():
+    service = Service(1)
+    service.run(300, rate=5)
+    verdict = service.run(200, rate=5, failing=0.3, guard=service.windows.guard())
+    assert verdict is not None
+    assert "of the flows fail" in verdict
+
+
+def test_a_watch_that_saw_too_few_flows_says_so():
+    service = Service(1)
+    service.run(300, rate=5)
+    guard = service.windows.guard()
+    assert service.run(int(WATCH_MOST) + 5, rate=0.2, guard=guard) == ""
+    assert re.fullmatch(r"too little traffic to judge it: \d+ flows in 600 s; at least 500 needed", guard.lacking)
+
+
+@pytest.mark.parametrize("rate", [5, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_queues_alone_are_not_blamed_on_a_policy(seed, rate):
+    """Flows that wait for each other come slow in rows; four servers, 60 % of their capacity."""
+    service = Queue(seed)
+    service.run(650, rate=rate)
+    assert service.run(int(WATCH_MOST) + 5, rate=rate, guard=service.windows.guard()) == ""
+
+
+# --- what is gross ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_gross_is_found_within_seven_seconds():
+    service = Service(1)
+    service.run(40)
+    assert service.run(int(SETTLE) + 4, mean=0.5, guard=service.windows.guard()) is not None
+
+
+@pytest.mark.parametrize("rate", [5, 40, 200])
+@pytest.mark.parametrize("mean", [0.04, 0.06, 0.1, 0.5])
+def test_what_is_found_sooner_would_be_found_although_all_went_well_from_then_on(mean, rate, monkeypatch):
+    """At the moment of a finding the same is watched on, without the short cut, and with no slow flow any more."""
+    for seed in range(4):
+        sooner, anyway = Service(seed), Service(seed)
+        for service in (sooner, anyway):
+            service.run(450, rate=rate)
+        guard = sooner.windows.guard()
+        began = sooner.now
+        if not sooner.run(int(WATCH_MOST), mean=mean, rate=rate, guard=guard):
+            continue
+        found = int(sooner.now - began)
+        with monkeypatch.context() as patched:
+            patched.setattr("controlplane.guard.SURE_LOOKS", 10**9)
+            guard = anyway.windows.guard()
+            verdict = anyway.run(found, mean=mean, rate=rate, guard=guard)
+            verdict = verdict or anyway.run(int(WATCH_MOST), mean=0.0001, rate=rate, guard=guard)
+        assert verdict
+        assert "p99 before" in verdict
+
+
+@pytest.mark.parametrize(("rate", "seconds", "mean"), [(200, 1, 0.15), (5, 12, 0.5)])
+def test_a_short_trouble_that_the_test_forgives_is_no_gross_regression(rate, seconds, mean):
+    service = Service(1)
+    service.run(450, rate=rate)
+    guard = service.windows.guard()
+    assert service.run(15, rate=rate, guard=guard) is None
+    assert service.run(seconds, mean=mean, rate=rate, guard=guard) is None
+    assert service.run(int(WATCH_MOST) + 5, rate=rate, guard=guard) == ""
