@@ -83,7 +83,7 @@ class Live:
             self._printed_s = now_s
             print(
                 f"{now_s:6.1f} of {self._total_s:.1f} s  {generator.sent:,} sent  "
-                + "  ".join(lines(self._snapshot(generator, now_s))[1:]),
+                + "  ".join(lines(self._snapshot(generator, now_s))),
                 file=sys.stderr,
                 flush=True,
             )
