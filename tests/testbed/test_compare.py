@@ -215,6 +215,29 @@ def scenario(**keys: Any) -> Scenario:
     return Scenario.model_validate({**given, "warmup": given.get("warmup", "0s")})
 
 
+RANKED = """\
+title: Speeds 1, 1, 1 and 6, two workers each
+shows: that who is ahead is ahead again
+servers: [{count: 3, speed: 1, workers: 2}, {speed: 6, workers: 2}]
+traffic: [{demand: {shape: exponential, mean: 60ms}}]
+load: 0.6
+seconds: 3s
+warmup: 2s
+rounds: 1
+variants: [vickrey adaptive, haproxy leastconn, haproxy roundrobin]
+"""
+
+
+@pytest.mark.skipif("haproxy" not in RIVALS, reason="haproxy is not installed")
+def test_a_comparison_that_is_repeated_on_other_arrivals_ranks_alike(tmp_path: Path):
+    (tmp_path / "ranked.yaml").write_text(RANKED)
+    for seed in ("1", "2"):
+        done = vickrey("compare", "ranked.yaml", "--json", "--seed", seed, "--out", seed, cwd=tmp_path)
+        document = json.loads(done.stdout)
+        ranks = {one["name"]: one["rank"] for one in document["balancers"]}
+        assert ranks == {"vickrey adaptive": 1, "haproxy leastconn": 2, "haproxy roundrobin": 3}, done.stdout
+
+
 def run_of(fct_ms: Any, *, name: str = "vickrey adaptive", number: int = 0, late_ms: float = 0.0) -> Run:
     """A run of these completion times, a request every 10 ms; negative: failed, NaN: still waiting at the end."""
     fct_s = np.asarray(fct_ms, dtype=float) / 1e3

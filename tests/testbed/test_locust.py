@@ -71,3 +71,10 @@ def test_what_cannot_be_replayed_is_said_and_fails(farm: Farm):
     status, said = locust(farm, "--trace", "no-such-file.csv")
     assert status == 2, said
     assert "no-such-file.csv: No such file" in said
+
+
+def test_a_run_that_is_cut_short_is_partial_and_fails(farm: Farm):
+    status, said = locust(farm, "--trace", "poisson:rate=50,mean_work=0.001,flows=2000", "--run-time", "2s")
+    assert status == 1, said
+    assert "PARTIAL: ended early" in said
+    assert "of 2000 requests were sent" in said
