@@ -10,7 +10,8 @@ same options, a schedule that of `python -m testbed.load`. At the end it says th
 late requests left; when that was too late, the exit status is 1.
 
 Every option may be a variable of the environment as well: --trace is VICKREY_TRACE. In the web UI they are fields of
-the start form. With workers (--processes) one of them sends.
+the start form. What --run-time cuts short is said to be partial, and the exit status is 1. With workers (--processes)
+one of them sends.
 """
 
 from __future__ import annotations
@@ -157,8 +158,11 @@ def begin(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return
     replay.is_over = False
+    options = environment.parsed_options
+    if options is not None and (options.num_users or 1) != 1:
+        log.warning("--users has no effect: one user sends the whole schedule")
     try:
-        replay.begin(environment.parsed_options, environment.host or "")
+        replay.begin(options, environment.host or "")
     except (TraceError, ValueError, OSError) as error:
         log.error("%s", error)
         environment.process_exit_code = 2
@@ -248,11 +252,16 @@ class OpenLoopUser(FastHttpUser):
 
 
 class ScheduleShape(LoadTestShape):
-    """One user until the schedule has been answered, then the end."""
+    """One user until the schedule has been answered or --run-time is over, then the end."""
+
+    use_common_options = True  # else locust says that --run-time is ignored
 
     def reset_time(self) -> None:  # locust's word for: a test starts, perhaps not the first
         super().reset_time()  # type: ignore[no-untyped-call]
         replay.is_over = False
 
     def tick(self) -> tuple[int, float] | None:
-        return None if replay.is_over else (1, 1.0)
+        options = self.runner.environment.parsed_options if self.runner else None
+        limit_s = options.run_time if options else None
+        is_cut = limit_s and self.get_run_time() >= limit_s  # type: ignore[no-untyped-call]
+        return None if replay.is_over or is_cut else (1, 1.0)
