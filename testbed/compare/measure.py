@@ -68,6 +68,16 @@ class Run:
         return not self.invalid
 
     @property
+    def is_doubtful(self) -> bool:
+        """The generator was late, or others took CPU that the balancer or the servers would have had."""
+        return not self.is_valid or self.others > machine.OTHERS_LIMIT
+
+    @property
+    def doubt(self) -> tuple[bool, float]:
+        """To compare two runs of one schedule by: what came out plays no part."""
+        return not self.is_valid, self.others if self.is_valid else self.summary.late_p99
+
+    @property
     def records(self) -> NDArray[np.void]:
         """Of the counted requests."""
         return self.result.records[self.is_counted]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,28 @@ def run_of(fct_ms: Any, *, name: str = "vickrey adaptive", number: int = 0, late
     made = Traffic(schedule, np.zeros(n, np.intp), np.zeros(n, np.intp), 0.0)
     ended = float(records["scheduled_s"][-1]) + 1.0
     return Run(name, number, Result(records, [], ended), made, Telemetry([]), {"all": 0.5}, 0.2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "others", "kept"),
+    [((0, 0), (0.0, 0.9), 0), ((0, 0), (0.3, 0.0), 1), ((0, 0), (0.3, 0.4), 0), ((9, 0), (0.0, 0.3), 1),
+     ((9, 90), (0.0, 0.0), 0), ((0, 9), (0.3, 0.0), 0)],
+)  # fmt: skip
+def test_a_run_that_others_disturbed_is_repeated_once_whatever_came_out(late_ms, others, kept, monkeypatch):
+    scenario = Scenario.model_validate({"title": "", "shows": "", "servers": ({},), "rounds": 1, "seconds": "1s"})
+    runs = [run_of([10.0 * (i + 1)] * 50, late_ms=late_ms[i]) for i in range(2)]
+    for run, part in zip(runs, others, strict=True):
+        run.others = part
+        measure._judge(run)
+    left = iter(runs)
+    monkeypatch.setattr(Runner, "_measure", lambda *_: next(left))
+    told: list[str] = []
+    measuring = Runner(scenario, say=told.append, references=False)
+    measuring._round(Deferred(), SimpleNamespace(capacity_s=1.0), [], [variant.parse("vickrey adaptive")], 0)  # type: ignore[arg-type]
+    assert measuring.found.runs == [runs[kept]]
+    asked_twice = late_ms[0] > 5 or others[0] > 0.1
+    assert [text.startswith("again: ") for text in told].count(True) == asked_twice
+    assert len(list(left)) == 1 - asked_twice
 
 
 def test_figures_by_hand():
