@@ -1,7 +1,7 @@
 """Makes many runs, or other work, over the cores. Ctrl-C ends it at once and leaves no process behind.
 
-Workers ignore the terminal's interrupt (it goes to all of them at once) and are ended by their parent; should that die
-without a word, the kernel ends them.
+Workers are deaf to the terminal's interrupt (it goes to all of them at once) and are ended by their parent; should that
+die without a word, the kernel ends them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from controlplane.simulation.runs import Job, Run, execute
@@ -37,15 +37,16 @@ def _begin(parent: int) -> None:
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that are started here ignore SIGINT from their first instruction on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may; nobody presses Ctrl-C on the others
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let processes that are started here be deaf to SIGINT from their first instruction on.
+
+    It is blocked, not ignored: one that comes meanwhile is ours, and raises KeyboardInterrupt afterwards.
+    """
+    resource_tracker.ensure_running()  # which ends the block when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def execute_all(jobs: Sequence[Job], workers: int) -> Iterator[Run]:

@@ -28,7 +28,7 @@ import numpy as np
 from aiohttp import web
 
 from testbed.backends.faults import Fault, parse_fault
-from testbed.backends.station import QueueFull, Station
+from testbed.backends.station import Dropped, QueueFull, Station
 from testbed.demand import parse_demand
 from testbed.processes import rss_bytes
 
@@ -151,8 +151,8 @@ class Backend:
             _abort(request)
         try:
             job = await self.station.serve(demand_ms / 1e3)
-        except QueueFull:
-            return web.Response(status=503, text="queue full\n", headers={"X-Server": self.spec.name})
+        except (QueueFull, Dropped) as error:
+            return web.Response(status=503, text=f"{error}\n", headers={"X-Server": self.spec.name})
         headers = {
             "X-Server": self.spec.name,
             "X-Service-Ms": f"{job.service_s * 1e3:.3f}",

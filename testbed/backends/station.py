@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
+import itertools
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,10 @@ from dataclasses import dataclass, field
 
 class QueueFull(Exception):
     """All workers are busy and the queue is at its limit."""
+
+
+class Dropped(Exception):
+    """The queue was cleared."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +67,8 @@ class Station:
     busy: int = 0
     totals: Totals = field(default_factory=Totals)
     _queue: deque[Job] = field(default_factory=deque)
+    _ends: list[tuple[float, int, Job]] = field(default_factory=list)  # heap of the jobs that timers serve
+    _started: itertools.count[int] = field(default_factory=itertools.count)
     _pool: ThreadPoolExecutor | None = None
 
     @property
@@ -71,17 +79,21 @@ class Station:
         """Queue a job, or start it; its `done` is set when it has been served. QueueFull when there is no room."""
         loop = asyncio.get_running_loop()
         job = Job(demand_s, loop.time(), loop.create_future())
+        self._end_until(job.arrived)
         if self.busy < self.workers:
             self._start(job, job.arrived)
         elif self.limit is None or len(self._queue) < self.limit:
             self._queue.append(job)
         else:
             self.totals.rejected += 1
-            raise QueueFull
+            raise QueueFull("queue full")
         return job
 
     async def serve(self, demand_s: float) -> Job:
-        """Submit and wait; a caller that is cancelled while its job waits takes the job out of the queue."""
+        """Submit and wait; a caller that is cancelled while its job waits takes the job out of the queue.
+
+        Dropped when the queue is cleared meanwhile.
+        """
         job = self.submit(demand_s)
         try:
             await job.done
@@ -95,7 +107,7 @@ class Station:
     def clear(self) -> None:
         """Forget the totals and drop every job that waits."""
         while self._queue:
-            self._queue.popleft().done.cancel()
+            self._queue.popleft().done.set_exception(Dropped("dropped by a reset"))
         self.totals = Totals()
 
     def _start(self, job: Job, now: float) -> None:
@@ -107,15 +119,23 @@ class Station:
         if self.burns_cpu:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="burn")
-            loop.run_in_executor(self._pool, burn, service_s).add_done_callback(lambda _: self._finish(job))
+            loop.run_in_executor(self._pool, burn, service_s).add_done_callback(lambda _: self._burnt(job))
         else:
             job.finished = job.started + service_s
-            loop.call_at(job.finished, self._finish, job)
+            heapq.heappush(self._ends, (job.finished, next(self._started), job))
+            loop.call_at(job.finished, self._end_until, job.finished)
 
-    def _finish(self, job: Job) -> None:
-        now = asyncio.get_running_loop().time()
-        if self.burns_cpu:
-            job.finished = now
+    def _end_until(self, due: float) -> None:
+        """End what is over, in order: who starts in the past may be over before one that started earlier."""
+        now = max(asyncio.get_running_loop().time(), due)
+        while self._ends and self._ends[0][0] <= now:
+            self._end(heapq.heappop(self._ends)[2], now)
+
+    def _burnt(self, job: Job) -> None:
+        job.finished = asyncio.get_running_loop().time()
+        self._end(job, job.finished)
+
+    def _end(self, job: Job, now: float) -> None:
         self.busy -= 1
         if not job.done.done():
             job.done.set_result(None)

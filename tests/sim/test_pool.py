@@ -1,0 +1,44 @@
+"""Work over processes: none of an interrupt is lost, whenever it comes, and no process is left."""
+
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from controlplane.simulation.pool import work_through
+
+
+def test_each_item_is_answered_under_its_number():
+    assert sorted(work_through(abs, [-3, 2, -1], 2)) == [(0, 3), (1, 2), (2, 1)]
+
+
+def test_an_interrupt_while_processes_are_started_is_not_lost(monkeypatch):
+    submit, sent = ProcessPoolExecutor.submit, []
+
+    def interrupted(self, *arguments):
+        found = submit(self, *arguments)
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return found
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(work_through(time.sleep, [60.0] * 2, 2))
+    assert time.monotonic() - began < 30
+    assert multiprocessing.active_children() == []
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_workers_outlive_an_interrupt_of_the_terminal():
+    """It goes to the whole process group; whether the work ends is their parent's to say."""
+    for _, pending in work_through(interrupt_myself, range(2), 2):
+        assert pending
+
+
+def interrupt_myself(_: int) -> bool:
+    os.kill(os.getpid(), signal.SIGINT)
+    return signal.SIGINT in signal.sigpending()
