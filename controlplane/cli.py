@@ -1,6 +1,7 @@
 """The `vickrey` command: finds the subcommand, reads its arguments, runs it, and turns what went wrong into a status.
 
-Exit status: 0, 1 (failed) or 2 (bad usage). Nothing is imported before it is needed: `vickrey --help` costs argparse.
+Exit status: 0, 1 (failed) or 2 (bad usage); `auction verify` has 3 for what cannot be known. Nothing is imported before
+it is needed: `vickrey --help` costs argparse.
 A subcommand is a file in controlplane/commands with `add_arguments(parser)` and `run(args) -> int`.
 """
 

@@ -23,7 +23,10 @@ TRIES, WAIT = 20, 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verification found. Of a sound ledger, index and line are None and why is empty."""
+    """What verification found. Of a sound ledger, index and line are None and why is empty.
+
+    unconfirmed: not ok, yet nothing is wrong with what is there: the anchor may stand in what was rotated away.
+    """
 
     ok: bool
     records: int  # whole records read and found good before the first fault, in all files
@@ -34,6 +37,7 @@ class Verdict:
     why: str = ""
     notes: tuple[str, ...] = ()
     kinds: dict[str, int] = field(default_factory=dict)  # good records by kind
+    unconfirmed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,7 +56,8 @@ class _Fault(Exception):
 
 
 def verify(path: str | Path, anchor: str | None = None) -> Verdict:
-    """Verify a ledger, with the files that it rotated; anchor: a hash, noted earlier, that must be in the chain.
+    """Verify a ledger, with the files that it rotated; anchor: a hash, noted earlier, that must be in the chain, or be
+    that of the last record that was rotated away.
 
     LedgerError: the file cannot be read.
     """
@@ -132,8 +137,10 @@ class _Walk:
     def __init__(self, path: Path, head: bytes | None, anchor: str | None, stack: contextlib.ExitStack) -> None:
         self._stack = stack
         self._open: dict[Path, BinaryIO] = {}
-        self.path, self.head_bytes, self.anchor = path, head, anchor
+        self.path, self.head_bytes = path, head
+        self.anchor = None if anchor is None else anchor.lower()
         self.records = 0
+        self.first = 0  # index of the first record that is still there
         self.next: int | None = None  # index that comes next; None before the first record
         self.hash = GENESIS
         self.last: Record | None = None
@@ -151,14 +158,24 @@ class _Walk:
                 self.file = file
                 self._read(file, head)
             self._judge_end(head)
-            if not self.anchored:
+            if not self.anchored and self.first == 0:
                 raise _Fault(self.next or 0, 0, f"no record has the hash {self.anchor}: the chain was written anew")
         except _Fault as fault:
             return Verdict(
                 False, self.records, self.hash, fault.index, str(self.file), fault.line or None, fault.why,
                 tuple(self.notes), self.kinds,
             )  # fmt: skip
-        return Verdict(True, self.records, self.hash, notes=tuple(self.notes), kinds=self.kinds)
+        notes = tuple(self.notes)
+        if not self.anchored:
+            why = (
+                f"no record from {self.first} on has the hash {self.anchor}: it can no longer be checked, as it may be "
+                f"that of one of records 0 to {self.first - 1}, which were rotated away"
+            )
+            return Verdict(
+                False, self.records, self.hash, file=str(self.path), why=why, notes=notes, kinds=self.kinds,
+                unconfirmed=True,
+            )  # fmt: skip
+        return Verdict(True, self.records, self.hash, notes=notes, kinds=self.kinds)
 
     def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         """Yield line numbers and lines; the last may lack its newline."""
@@ -234,8 +251,9 @@ class _Walk:
             raise _Fault(expected, number, f"record {expected} was altered: {error}") from None
         if self.next is None and record.kind == "rotate":
             # Older parts were given up; the chain is followed from here.
-            expected = self.next = record.index
+            expected = self.next = self.first = record.index
             self.hash = record.previous
+            self.anchored = self.anchored or record.previous == self.anchor
             if expected:
                 self.notes.append(f"records 0 to {expected - 1} were rotated away")
         if record.index != expected:

@@ -282,9 +282,12 @@ def _number(value: Any) -> float | None:
 def check_writable(path: Path) -> None:
     """ValueError when the ledger surely could not be written there."""
     file = path.absolute()
-    if file.is_dir():
-        raise ValueError(f"ledger: {path} is a directory")
-    if not file.parent.is_dir():
-        raise ValueError(f"ledger: there is no directory {file.parent}")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ValueError(f"ledger: {path} cannot be written")
+    try:
+        if file.is_dir():
+            raise ValueError(f"ledger: {path} is a directory")
+        if not file.parent.is_dir():
+            raise ValueError(f"ledger: there is no directory {file.parent}")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ValueError(f"ledger: {path} cannot be written")
+    except OSError as error:  # a name that is too long, a directory that may not be searched
+        raise ValueError(f"ledger: {path}: {error.strerror}") from None

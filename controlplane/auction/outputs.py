@@ -3,6 +3,9 @@
 rounds.csv     a row a round                         servers.csv   a row a server
 history.csv    a row a round and server              *.png         each metric, and overview.png
 result.json    scenario, summary, servers, rounds    report.html   every metric, interactive, one file
+
+After a long run disk or memory may not suffice: each file is made and written before the next, those that say most in
+the least room first, and only rounds.csv, written in parts, grows with the rounds beyond a bound.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -25,6 +30,8 @@ from controlplane.table import number, percent
 
 ROWS = 40  # servers in the tables of the terminal and the page
 HISTORY_ROWS = 1_000_000  # of history.csv; of a longer run every k-th round
+SERIES_ROUNDS = 10_000  # in result.json; of a longer run every k-th round
+_PART = 10_000  # rows of rounds.csv that are made at a time
 
 
 def document(simulation: Simulation, seconds: float) -> dict[str, Any]:
@@ -154,36 +161,38 @@ def heading(found: dict[str, Any]) -> str:
     )
 
 
-def rounds_csv(simulation: Simulation) -> str:
-    """Return a header and a row a round; empty where there was nothing to measure."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in simulation.metrics.rows.tolist():
-        writer.writerow(
+def rounds_csv(simulation: Simulation) -> Iterator[str]:
+    """Yield a header and a row a round, many lines at a time; empty where there was nothing to measure."""
+    rows = simulation.metrics.rows
+    yield ",".join(COLUMNS) + "\n"
+    for start in range(0, len(rows), _PART):
+        text = StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
             ["" if value != value else f"{value:.9g}" if isinstance(value, float) else value for value in row]
+            for row in rows[start : start + _PART].tolist()
         )
-    return text.getvalue()
+        yield text.getvalue()
 
 
-def history_csv(simulation: Simulation) -> str:
-    """Return a header and a row a round and server, in a long run every k-th round: its load, sensitivity and φ."""
+def history_csv(simulation: Simulation) -> Iterator[str]:
+    """Yield a header and a row a round and server, in a long run every k-th round: its load, sensitivity and φ."""
     metrics, capacity = simulation.metrics, simulation.farm.capacity
     every = max(1, math.ceil(metrics.loads.size / HISTORY_ROWS))
-    lines = ["round,server,load,sensitivity,shapley\n"]
+    yield "round,server,load,sensitivity,shapley\n"
     kept = (metrics.history_rounds[::every], metrics.loads[::every], metrics.sensitivities[::every])
     for number_of, load, sensitivity in zip(*kept, strict=True):
         spare = capacity - load.astype(np.float64)
         rows = zip(load.tolist(), sensitivity.tolist(), spare.tolist(), strict=True)
-        lines += [f"{number_of},{i},{a:.6g},{b:.6g},{c:.6g}\n" for i, (a, b, c) in enumerate(rows)]
-    return "".join(lines)
+        yield "".join(f"{number_of},{i},{a:.6g},{b:.6g},{c:.6g}\n" for i, (a, b, c) in enumerate(rows))
 
 
-def _series(simulation: Simulation) -> dict[str, list[float]]:
-    """Return each column of rounds.csv, (rounds,); numbers that are not finite are null."""
+def series(simulation: Simulation) -> dict[str, Any]:
+    """Return as `rounds` each column of rounds.csv, numbers that are not finite null; of a long run those of every k-th
+    round, the last one included, and k as `rounds_every`."""
     rows = simulation.metrics.rows
-    found: dict[str, list[float]] = _finite({name: rows[name].tolist() for name in COLUMNS})
-    return found
+    every = max(1, math.ceil(len(rows) / SERIES_ROUNDS))
+    kept = rows[(len(rows) - 1) % every :: every]
+    return {"rounds_every": every, "rounds": _finite({name: kept[name].tolist() for name in COLUMNS})}
 
 
 def servers_csv(found: dict[str, Any]) -> str:
@@ -208,30 +217,42 @@ class Folder:
             raise CommandError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
 
     def write(self, simulation: Simulation, found: dict[str, Any]) -> list[Path]:
-        """Write everything; return the paths. CommandError when a file cannot be written."""
+        """Write everything; return the paths. CommandError when a file cannot be written: those before it are there."""
         from controlplane.auction import plots
         from testbed.report_page import table
 
         title = heading(found)
-        texts = {
-            "rounds.csv": rounds_csv(simulation),
-            "servers.csv": servers_csv(found),
-            "history.csv": history_csv(simulation),
-            "result.json": json.dumps(found | {"rounds": _series(simulation)}, indent=None) + "\n",
-        }
         written = []
+
+        def put(name: str, parts: Iterable[str]) -> None:
+            _write(self.path / name, parts)
+            written.append(self.path / name)
+
         try:
-            for name, text in texts.items():
-                (self.path / name).write_text(text, encoding="utf-8")
-                written.append(self.path / name)
+            put("result.json", [json.dumps(found | series(simulation), indent=None), "\n"])
+            put("servers.csv", [servers_csv(found)])
+            put("rounds.csv", rounds_csv(simulation))
+            put("history.csv", history_csv(simulation))
             if simulation.metrics.done:
                 drawn = plots.panels(simulation)
                 written += plots.save_png(drawn, self.path, title)
                 tables = [("Summary", table(*summary_table(found))), ("SLA levels", table(*class_table(found)))]
                 tables.append(("Servers", table(*server_table(found))))
                 about = {"seed": found["scenario"]["seed"], "seconds": f"{found['seconds']:.1f}"}
-                (self.path / "report.html").write_text(plots.html(drawn, title, tables, about), encoding="utf-8")
-                written.append(self.path / "report.html")
+                put("report.html", [plots.html(drawn, title, tables, about)])
         except OSError as error:
             raise CommandError(f"{error.filename or self.path}: {(error.strerror or str(error)).lower()}") from None
         return written
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    """Write a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # by the name that people know
+    finally:
+        part.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ Simulate servers that bid for tasks round after round, split them in coalitions,
 Prints social welfare, fairness, auction events and what became of each SLA level. What is not given is chosen so that
 the peaks are busy and the troughs idle, whatever the number of servers and tasks.
 
-`vickrey auction verify FILE` checks a ledger: exit status 1, and the record, when one was altered, removed or moved."""
+`vickrey auction verify FILE` checks a ledger: exit status 1, and the record, when one was altered, removed or moved; 3
+when the ledger is whole, but --anchor may be of a record that was rotated away."""
 
 EXAMPLES = """
   vickrey auction                                            8 servers, 500 rounds
@@ -28,6 +29,7 @@ EXAMPLES = """
 
 MODES = ("off", "continuous", "qlearning", "bandit", "ucb1", "thompson", "dqn")
 _BATCH_SECONDS = 0.1  # between two movements of the progress bar
+_UNCONFIRMED = 3  # exit status: nothing is wrong with what is there, and what was asked can no longer be checked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if what and what[0] == "verify":
         if len(what) != 2:
             raise CommandError("which ledger? vickrey auction verify FILE", status=2)
-        if args.anchor is not None and not re.fullmatch("[0-9a-f]{64}", args.anchor):
+        if args.anchor is not None and not re.fullmatch("[0-9a-fA-F]{64}", args.anchor):
             raise CommandError(f"--anchor: expected 64 hexadecimal digits, not {args.anchor!r}", status=2)
         return _verify(what[1], args.anchor, args.json)
     if args.anchor is not None:
@@ -98,7 +100,7 @@ def _verify(path: str, anchor: str | None, as_json: bool) -> int:
         print(f"{path}: {verdict}" if verdict.ok else verdict)  # a fault names its file
         for note in verdict.notes:
             print(f"note: {note}")
-    return 0 if verdict.ok else 1
+    return 0 if verdict.ok else _UNCONFIRMED if verdict.unconfirmed else 1
 
 
 def _simulate(args: argparse.Namespace, path: str | None) -> int:
@@ -126,7 +128,7 @@ def _simulate(args: argparse.Namespace, path: str | None) -> int:
     if args.json:
         print_json(found)
     elif args.csv:
-        sys.stdout.write(outputs.rounds_csv(simulation))
+        sys.stdout.writelines(outputs.rounds_csv(simulation))
     else:
         _print(found)
         for file in written:

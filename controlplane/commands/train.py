@@ -29,6 +29,8 @@ EXAMPLES = """
   vickrey train sac --scenario heavy-tail --sweep learning_rate=1e-4,1e-3 --ray
 """
 
+_COST = "WORST COST"  # a column, where there are constraints
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from controlplane.command import add_json
@@ -244,11 +246,14 @@ def _print(folder: str, result: Result) -> None:
 
     if result.best is not None:
         best = result.best["evaluation"]
+        cost = _cost(best)  # of all scenarios together
         rows = [[name, *_ratio(found), str(found["episodes"])] for name, found in best["scenarios"].items()]
         if len(rows) > 1:
-            rows.append(["all", *_ratio(best), ""])
+            rows = [[*row, *("" for _ in cost)] for row in rows] + [["all", *_ratio(best), "", *cost]]
+        else:
+            rows = [[*row, *cost] for row in rows]
         print(f"best policy, after {best['steps']:,} of {result.steps:,} steps; mean FCT on held-out episodes")
-        print_table(["SCENARIO", "VS BASE", "± 95 %", "EPISODES"], rows)
+        print_table(["SCENARIO", "VS BASE", "± 95 %", "EPISODES", *(_COST for _ in cost)], rows)
     print(f"{folder}/policy.safetensors")
 
 
@@ -256,10 +261,20 @@ def _ratio(found: dict[str, Any]) -> tuple[str, str]:
     return f"{100 * (found['ratio'] - 1):+.2f} %", f"{100 * found['half_width']:.2f}"
 
 
+def _cost(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cost of the constraint that is violated most, beside what it may be; nothing without constraints."""
+    costs, limit = evaluation.get("costs"), evaluation.get("cost_limit", 0.0)
+    if not costs:
+        return ()
+    worst = max(costs.values())
+    return (f"{worst:.4f} {'>' if worst > limit else '≤'} {limit:g}",)
+
+
 def _sweep(args: argparse.Namespace, request: Request) -> int:
     from controlplane.command import CommandError, print_json
     from controlplane.table import print_table
     from controlplane.training import start
+    from controlplane.training.trainer import rank
     from controlplane.training.workers import Open
 
     requests = start.sweep_requests(request, args.sweep)
@@ -269,15 +284,18 @@ def _sweep(args: argparse.Namespace, request: Request) -> int:
         found: list[dict[str, Any]] = workers.map([start.TrainJob(one) for one in requests])
     for one in found:
         one["set"] = one["set"][-len(args.sweep) :]
-    ranked = sorted(found, key=lambda one: one["evaluation"]["ratio"] if one["evaluation"] else float("inf"))
+    last = (float("inf"), float("inf"))
+    ranked = sorted(found, key=lambda one: rank(one["evaluation"]) if one["evaluation"] else last)
     if args.json:
         print_json({"out": request.out, "trainings": ranked})
     else:
+        cost = [_COST] if request.constraints else []
+        nothing = ("-",) * (2 + len(cost))
         rows = [
-            [" ".join(one["set"]), *(_ratio(one["evaluation"]) if one["evaluation"] else ("-", "-")), one["out"]]
+            [" ".join(one["set"]), *((*_ratio(e), *_cost(e)) if (e := one["evaluation"]) else nothing), one["out"]]
             for one in ranked
         ]
-        print_table(["SET", "VS BASE", "± 95 %", "FOLDER"], rows)
+        print_table(["SET", "VS BASE", "± 95 %", *cost, "FOLDER"], rows)
     if any(one["interrupted"] for one in found):
         raise CommandError("interrupted")
     return 0

@@ -202,6 +202,8 @@ def _on_the_command_line(problem: Problem, name: str, file: str | None, changes:
             left = []
         except ConfigError as error:
             left = [other.key for other in error.problems]
+        except CommandError:
+            continue  # a later change needs this one: what would be wrong without it cannot be told
         if problem.key not in left:
             guilty.append(f"--set {change}")
     return dataclasses.replace(problem, file=" ".join(guilty), line=0, column=0) if guilty else problem

@@ -43,6 +43,28 @@ def seeds_for(seed: Sequence[int], replicas: int) -> list[list[int]]:
     return [[*seed, WORLDS, i] for i in range(replicas)]
 
 
+class Costs:
+    """Mean costs of whole episodes, over the steps whose completion times a Tally counts: while an episode settles
+    down, utilisations are not what they will be."""
+
+    def __init__(self, setup: Setup, parts: int) -> None:
+        self._skip = int(setup.warmup * setup.steps)  # as Tally does
+        self._steps = 0
+        self._sums = np.zeros((parts, len(setup.constraints)))
+
+    def add(self, cost: NDArray[np.float32]) -> None:
+        """Take in a step's costs (rows, constraints); as many rows of each part stand together."""
+        self._steps += 1
+        if self._steps > self._skip:
+            parts, constraints = self._sums.shape
+            self._sums += cost.reshape(parts, len(cost) // parts, constraints).mean(axis=1)
+
+    @property
+    def means(self) -> Floats:
+        """(parts, constraints)"""
+        return np.asarray(self._sums / max(self._steps - self._skip, 1))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Mean completion times of episodes, seconds: the policy's and the base policy's on the same arrivals."""
@@ -51,7 +73,7 @@ class Evaluation:
     policy: Floats  # (episodes,)
     base: Floats  # empty when it was not asked for
     sample: Sample
-    costs: Floats  # (constraints,) means over steps and balancers, the policy's
+    costs: Floats  # (constraints,) means over the steps that count and balancers, the policy's
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class EvaluateJob:
             episodes.begin(seeds_for(self.seed, self.replicas))
             hidden = network.initial(episodes.rows, self.task.width)
             tally = Tally(setup, self.replicas * (2 if self.twins else 1))
-            costs = np.zeros(len(setup.constraints))
+            costs = Costs(setup, 1)
             sampler = Sampler(balancers, np.random.default_rng([*self.seed, SAMPLES]))
             for _ in range(setup.steps):
                 inputs = episodes.inputs()
@@ -83,11 +105,11 @@ class EvaluateJob:
                 rows, whole, hidden = network.forward(inputs, hidden)
                 outcome = episodes.step(*decide(setup.schema, rows, whole, self.decode))
                 tally.add(outcome)
-                costs += outcome.cost.mean(axis=0) / setup.steps
+                costs.add(outcome.cost)
         finally:
             episodes.close()
         fct = np.where(tally.complete, tally.fct, np.nan)
-        return Evaluation(self.task.name, fct[: self.replicas], fct[self.replicas :], sampler.sample(), costs)
+        return Evaluation(self.task.name, fct[: self.replicas], fct[self.replicas :], sampler.sample(), costs.means[0])
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,7 @@ class MembersJob:
         try:
             episodes.begin(seeds_for(self.seed, self.episodes) * members)
             hidden = np.zeros((episodes.rows, width, self.hidden), dtype=np.float32)
-            tally, costs = Tally(setup, members * self.episodes), np.zeros((members, len(setup.constraints)))
+            tally, costs = Tally(setup, members * self.episodes), Costs(setup, members)
             sampler = Sampler(balancers, np.random.default_rng([*self.seed, SAMPLES]))
             for _ in range(setup.steps):
                 inputs = episodes.inputs()
@@ -120,10 +142,8 @@ class MembersJob:
                 rows, whole, hidden = networks.forward(inputs, hidden)
                 outcome = episodes.step(*decide(setup.schema, rows, whole, self.decode))
                 tally.add(outcome)
-                costs += (
-                    outcome.cost.reshape(members, episodes.rows // members, costs.shape[1]).mean(axis=1) / setup.steps
-                )
+                costs.add(outcome.cost)
         finally:
             episodes.close()
         fct = np.where(tally.complete, tally.fct, np.nan).reshape(members, self.episodes)
-        return fct, costs, sampler.sample()
+        return fct, costs.means, sampler.sample()

@@ -95,8 +95,11 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.learner.load_state_dict(state["learner"])
+        best = state["best"]
+        if best is not None and self.plan.setup.constraints and "costs" not in best["evaluation"]:
+            best = None  # of a time when costs were not measured: it would stand for ever as one that violates nothing
         self.result = Result(
-            int(state["steps"]), int(state["rounds"]), float(state["seconds"]), state["best"], state["evaluations"]
+            int(state["steps"]), int(state["rounds"]), float(state["seconds"]), best, state["evaluations"]
         )
         self.seen = Seen.of(state["seen"])
 
@@ -110,6 +113,8 @@ class Trainer:
             try:
                 if r.rounds == 0:
                     self._evaluate()
+                elif r.best is None:
+                    self._evaluate(progress)  # so that a training that is interrupted, or over, has a best one
                 while not self._is_over():
                     then = r.steps
                     self._round(progress)

@@ -1,6 +1,7 @@
 """`vickrey auction`: what it prints and writes, how it fails, and how it ends early."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.auction import outputs
+from controlplane.auction.rounds import Simulation
+from controlplane.auction.scenario import Scenario
 from controlplane.cli import main
+from controlplane.command import CommandError
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "auction.yaml"
@@ -22,6 +27,14 @@ def auction(capsys, *arguments):
     status = main(["auction", *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def ran(rounds):
+    """Return a simulation of so many rounds, all done."""
+    simulation = Simulation(Scenario(rounds=rounds), None, 0.0)
+    while simulation.step():
+        pass
+    return simulation
 
 
 def test_the_summary_names_the_seed_and_what_happened(capsys):
@@ -201,6 +214,43 @@ def test_ctrl_c_ends_with_valid_files_of_the_rounds_so_far(tmp_path):
     assert 0 < done < 5_000_000
     assert len((folder / "rounds.csv").read_text(encoding="utf-8").splitlines()) == done + 1
     assert main(["auction", "verify", str(ledger)]) == 0
+
+
+@pytest.mark.parametrize(("rounds", "every", "first"), [(4, 1, 1), (11, 3, 2), (12, 3, 3), (16, 4, 4)])
+def test_a_long_runs_series_keep_every_kth_round_and_the_last(rounds, every, first, monkeypatch):
+    monkeypatch.setattr(outputs, "SERIES_ROUNDS", 4)
+    simulation = ran(rounds)
+    found = outputs.series(simulation)
+    assert found["rounds_every"] == every
+    assert found["rounds"]["round"] == list(range(first, rounds + 1, every))
+    assert len(found["rounds"]["welfare"]) == len(found["rounds"]["round"]) <= 4
+    assert found["rounds"]["welfare"][-1] == simulation.metrics.rows["welfare"][-1]
+
+
+def test_the_rows_of_a_long_run_are_made_in_parts(monkeypatch):
+    simulation = ran(10)
+    whole = "".join(outputs.rounds_csv(simulation))
+    monkeypatch.setattr(outputs, "_PART", 4)
+    parts = list(outputs.rounds_csv(simulation))
+    assert [part.count("\n") for part in parts] == [1, 4, 4, 2]
+    assert "".join(parts) == whole
+
+
+def test_what_was_written_before_the_disk_was_full_stays(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: needs vickrey[testbed]")
+    pytest.importorskip("plotly", reason="plotly is not installed: needs vickrey[testbed]")
+
+    def full(simulation):
+        yield "round\n"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outputs, "rounds_csv", full)
+    simulation = ran(5)
+    with pytest.raises(CommandError, match=r"rounds\.csv: no space left on device"):
+        outputs.Folder(str(tmp_path)).write(simulation, outputs.document(simulation, 0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "servers.csv"]
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (result["rounds_every"], result["rounds"]["round"]) == (1, [1, 2, 3, 4, 5])
 
 
 def test_help_does_not_import_numpy():

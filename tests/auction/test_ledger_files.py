@@ -13,6 +13,7 @@ import pytest
 
 from controlplane.auction.ledger import Ledger, LedgerError, records, verify
 from controlplane.auction.ledger_verify import head_path
+from controlplane.cli import main
 
 # --- rotation ---------------------------------------------------------------------------------------------------------
 
@@ -84,6 +85,45 @@ def test_files_of_an_earlier_chain_are_left_alone(rotated: Path) -> None:
             ledger.flush()
     assert verify(rotated).ok
     assert older < set(rotated.parent.glob("l.[0-9]*"))
+
+
+def test_an_anchor_that_was_rotated_away_is_no_accusation(rotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    oldest = min(rotated.parent.glob("l.[0-9]*"), key=lambda file: int(file.suffix[1:]))
+    first = next(records(oldest))
+    gone = "ab" * 32  # as that of any record of a file that is not there any more
+    verdict = verify(rotated, gone)
+    assert (verdict.ok, verdict.unconfirmed, verdict.index) == (False, True, None)
+    assert verdict.file == str(rotated)
+    assert verdict.why.startswith(f"no record from {first.index} on has the hash {gone}: it can no longer be checked")
+    assert f"records 0 to {first.index - 1}, which were rotated away" in verdict.why
+    assert main(["auction", "verify", str(rotated), "--anchor", gone]) == 3
+    assert "can no longer be checked" in capsys.readouterr().out
+    # Something that is wrong with what is there is still said before that.
+    rotated.write_bytes(rotated.read_bytes().replace(b"round", b"rOund", 1))
+    verdict = verify(rotated, gone)
+    assert (verdict.ok, verdict.unconfirmed) == (False, False)
+    assert main(["auction", "verify", str(rotated), "--anchor", gone]) == 1
+
+
+def test_the_last_record_that_was_rotated_away_serves_as_an_anchor(rotated: Path) -> None:
+    oldest = min(rotated.parent.glob("l.[0-9]*"), key=lambda file: int(file.suffix[1:]))
+    first = next(records(oldest))
+    assert first.index > 0
+    assert verify(rotated, first.previous).ok
+
+
+def test_an_anchor_may_be_in_upper_case(rotated: Path) -> None:
+    noted = verify(rotated).head.upper()
+    assert verify(rotated, noted).ok
+    assert main(["auction", "verify", str(rotated), "--anchor", noted]) == 0
+
+
+def test_an_anchor_that_a_whole_chain_does_not_have_is_an_accusation(tmp_path: Path) -> None:
+    Ledger(tmp_path / "l").close()
+    verdict = verify(tmp_path / "l", "ab" * 32)
+    assert (verdict.ok, verdict.unconfirmed) == (False, False)
+    assert "the chain was written anew" in verdict.why
+    assert main(["auction", "verify", str(tmp_path / "l"), "--anchor", "ab" * 32]) == 1
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------

@@ -147,6 +147,13 @@ def test_a_mistake_in_a_file_keeps_its_place_beside_one_on_the_command_line(tmp_
     ]
 
 
+def test_a_change_that_another_one_needs_is_not_blamed_for_a_third():
+    # Without the first change the second has nowhere to stand, which is not what is wrong.
+    with pytest.raises(CommandError) as raised:
+        load("sac", None, ["training.base={name: gsed}", "training.base.c=2.0", "training.replicas=5"])
+    assert str(raised.value) == "--set training.replicas=5: training.lanes: expected a divisor of replicas, 5"
+
+
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_what_is_shown_is_everything_and_a_file_that_means_the_same(name, tmp_path, capsys):
     assert main(["train", name, "--show", "--set", "hidden=7", "--set", "bounds={mu: 0.5}", "--steps", "77"]) == 0

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from controlplane.agents.es import EvolutionConfig, EvolutionStrategy
 from controlplane.cli import main
+from controlplane.commands import train as train_command
 from controlplane.learned.policy_file import read
-from controlplane.training.trainer import rank
+from controlplane.learned.schema import ActionSchema
+from controlplane.training.checkpoints import Folder
+from controlplane.training.episodes import Episodes, Outcome, Setup, Tally
+from controlplane.training.jobs import Costs, EvaluateJob, MembersJob
+from controlplane.training.start import TrainJob
+from controlplane.training.tasks import tasks_of
+from controlplane.training.trainer import Result, rank
 from tests.training.small import SCENARIO, TORCH, changes_for, options, scenario, write_scenario  # noqa: F401
 
 pytest.importorskip("torch", reason=TORCH)
@@ -171,6 +180,93 @@ def test_costs_of_a_constrained_policy_are_measured_and_told(agent, scenario, tm
     lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
     assert any("constraint/0" in line for line in lines)
     assert any("evaluation/cost of utilisation" in line for line in lines)
+
+
+def test_a_best_whose_costs_were_not_measured_does_not_stand(scenario, tmp_path):  # noqa: F811
+    out = train("es", scenario, tmp_path / "run", "--steps", "48", "--constraint", "utilisation<=0.1")
+    folder = Folder(out)
+    checkpoint = folder.newest()
+    state = folder.load(checkpoint)
+    del state["best"]["evaluation"]["costs"], state["best"]["evaluation"]["cost_limit"]
+    state["best"]["evaluation"]["ratio"] = 0.01  # what breaks its constraint can be fast
+    folder.save(int(checkpoint.name), state, keep=3)
+    # At its end already, nothing is learned any more, and there is a best one all the same.
+    for steps in ("48", "96"):
+        assert main(["train", "--resume", str(out), "--steps", steps, "--quiet"]) == 0
+        evaluation = read(out / "policy.safetensors")[1].evaluation
+        assert evaluation["costs"]["utilisation"] > 0
+        assert evaluation["ratio"] > 0.01
+
+
+def test_costs_leave_out_the_steps_that_completion_times_leave_out():
+    setup = Setup(ActionSchema(), steps=10, warmup=0.25, constraints=(("utilisation", 0.8), ("n_flow_on", 64.0)))
+    costs, tally = Costs(setup, 2), Tally(setup, 1)
+    for step in range(10):
+        late = step >= 2
+        cost = np.array([[1, 0], [3, 0], [5, 1], [5, 3]], dtype=np.float32) if late else np.full((4, 2), 100, "f4")
+        costs.add(cost)
+        tally.add(Outcome(np.zeros(4), cost, *(np.full(1, x) for x in (1.0, 1.0, 7.0 if late else 100.0, 0.0, 0.0))))
+    np.testing.assert_allclose(costs.means, [[2, 0], [5, 2]])
+    assert tally.fct == 7.0
+
+
+@pytest.mark.parametrize("job", ["evaluation", "members"])
+def test_jobs_measure_costs_after_an_episode_has_settled(job, monkeypatch):
+    setup = Setup(ActionSchema(), steps=8, base="gsed", width=4, warmup=0.5, constraints=(("utilisation", 0.0),))
+    (task,) = tasks_of(["random:servers=2-4,balancers=1"], 0.2)
+    seen = []
+    step = Episodes.step
+
+    def watched(self, *action):
+        outcome = step(self, *action)
+        seen.append(float(outcome.cost.mean()))
+        return outcome
+
+    monkeypatch.setattr(Episodes, "step", watched)
+    strategy = EvolutionStrategy(ActionSchema(), EvolutionConfig(hidden=4, pairs=1), 1)
+    if job == "evaluation":
+        found = EvaluateJob(setup, task, strategy.parameters(), "mean", (1, 2), 2).run().costs
+    else:
+        found = MembersJob(setup, task, 4, "mean", strategy.ask()[:1], (1, 2), 2).run()[1][0]
+    assert found == pytest.approx(np.mean(seen[4:]), rel=1e-5)
+    assert found != pytest.approx(np.mean(seen), rel=1e-5)
+
+
+def told(ratio, *costs, limit=0.01):
+    found = {"ratio": ratio, "half_width": 0.001, "steps": 48, "against": "base"}
+    found |= {"scenarios": {"small": {"ratio": ratio, "half_width": 0.001, "episodes": 4}}}
+    return found | ({"costs": dict(enumerate(costs)), "cost_limit": limit} if costs else {})
+
+
+def test_a_sweep_ranks_what_breaks_a_constraint_below_what_keeps_it(scenario, tmp_path, monkeypatch, capsys):  # noqa: F811
+    evaluations = {"sigma=0.1": told(0.8, 0.0, 0.5), "sigma=0.2": told(0.9, 0.009, 0.0), "sigma=0.3": None}
+
+    def run(self):
+        name = self.request.changes[-1]
+        return {"set": [name], "out": name, "steps": 48, "evaluation": evaluations[name], "interrupted": False}
+
+    monkeypatch.setattr(TrainJob, "run", run)
+    more = ["--sweep", "sigma=0.3,0.1,0.2", "--constraint", "utilisation<=0.1", "--constraint", "n_flow_on<=9"]
+    train("es", scenario, tmp_path / "sweep", *more)
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", heading) == ["SET", "VS BASE", "± 95 %", "WORST COST", "FOLDER"]
+    assert [re.split(r"  +", row) for row in rows] == [
+        ["sigma=0.2", "-10.00 %", "0.10", "0.0090 ≤ 0.01", "sigma=0.2"],
+        ["sigma=0.1", "-20.00 %", "0.10", "0.5000 > 0.01", "sigma=0.1"],
+        ["sigma=0.3", "-", "-", "-", "sigma=0.3"],
+    ]
+
+
+def test_the_table_of_a_training_has_the_worst_cost_where_there_are_constraints(scenario, tmp_path, capsys):  # noqa: F811
+    for constraint, there in ((["--constraint", "utilisation<=0.1"], True), ([], False)):
+        train("es", scenario, tmp_path / str(there), "--steps", "48", *constraint)
+        assert ("WORST COST" in capsys.readouterr().out) is there
+    both = told(0.9, 0.02)
+    both["scenarios"]["large"] = both["scenarios"]["small"]
+    train_command._print("run", Result(steps=48, best={"evaluation": both}))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", lines[-2]) == ["all", "-10.00 %", "0.10", "0.0200 > 0.01"]
+    assert "0.0200" not in lines[-3], "it is of all scenarios together"
 
 
 def test_a_network_of_values_does_not_begin_as_one_of_probabilities(scenario, tmp_path, capsys):  # noqa: F811
