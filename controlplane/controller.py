@@ -33,7 +33,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from controlplane.control_loop import SHADOW_CYCLES, ControlLoop, Spec
-from controlplane.deployment.chosen import Chosen
+from controlplane.deployment.chosen import Chosen, prepare
+from controlplane.deployment.deployment import ROLLED_BACK
 from controlplane.deployment.shown import deployment_state
 from shm_layout.errors import ControllerLockedError, SegmentError
 from shm_layout.mapping import now_ns
@@ -63,6 +64,14 @@ REFUSALS = (CommandError, SegmentError, ValueError, TypeError, KeyError)
 def reason(error: Exception) -> str:
     """Return why a command was refused."""
     return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _made(spec: str | Spec) -> Chosen | Exception | None:
+    """Return a policy, None for a change of the one in force, or why it cannot be made."""
+    try:
+        return prepare(spec)
+    except Exception as error:  # a policy's module may raise anything
+        return error
 
 
 class Service(threading.Thread):
@@ -130,34 +139,59 @@ class Service(threading.Thread):
         """Set a policy that is made beside the loop: what it imports may take seconds. In the order of calls."""
         before, rollbacks = self._setting, self._rollbacks
 
-        def swap(loop: ControlLoop, made: Chosen | None) -> None:
-            if rollbacks != self._rollbacks:
-                raise CommandError("it was rolled back meanwhile")
-            loop.swap(spec, done, who, made)
-
         def make_and_swap() -> None:
             if before is not None:
                 before.join()
-            made = None
-            if isinstance(spec, str) or "name" in spec:
-                with contextlib.suppress(*REFUSALS):  # the loop comes to the same, and tells of it
-                    made = Chosen(spec)
-            try:
-                self.call(lambda loop: swap(loop, made), hurry=SHADOW_CYCLES + 1)
-            except REFUSALS as error:
-                done(reason(error))
+            made = _made(spec)
+
+            def swap(loop: ControlLoop) -> None:
+                is_gone = rollbacks != self._rollbacks
+                loop.swap(spec, done, who, ValueError(ROLLED_BACK) if is_gone else made)
+
+            self._call_late(swap, done)
 
         self._setting = threading.Thread(target=make_and_swap, name=f"set-{self.loop.service}", daemon=True)
         self._setting.start()
 
     def rollback(self, done: Callable[[str | None], None], who: str) -> None:
-        """Go back to the policy before, at once; one that is being made is not set any more."""
+        """Go back to the policy before: at once, or when that is made again.
+
+        One that is being made is not set any more; then the one in force is the policy before.
+        """
+        setting, self._rollbacks = self._setting, self._rollbacks + 1
+        cancelled = setting is not None and setting.is_alive()
 
         def back(loop: ControlLoop) -> None:
-            loop.rollback(done, who)
-            self._rollbacks += 1
+            loop.rollback(done, who, cancelled=cancelled)
 
-        self.call(back, hurry=SHADOW_CYCLES + 1)
+        unmade = self.call(lambda loop: loop.history.unmade_last() if loop.trial is None else None)
+        if cancelled or unmade is None:
+            self.call(back, hurry=SHADOW_CYCLES + 1)
+            return
+
+        def make_and_go_back() -> None:
+            made = self._remake(unmade)
+            self._call_late(back, done) if made is None else done(reason(made))
+
+        threading.Thread(target=make_and_go_back, name=f"back-{self.loop.service}", daemon=True).start()
+
+    def remake(self) -> None:
+        """Make what an earlier controller had in force, beside the loop: the guard may go back to it at any moment."""
+        for spec in self.call(lambda loop: loop.history.unmade()):
+            self._remake(spec)
+
+    def _remake(self, spec: Spec) -> Exception | None:
+        """Make a version of the history; return why that failed."""
+        made = _made(spec)
+        if isinstance(made, Chosen):
+            self.call(lambda loop: loop.history.keep(spec, made))
+        return made if isinstance(made, Exception) else None
+
+    def _call_late(self, do: Callable[[ControlLoop], None], done: Callable[[str | None], None]) -> None:
+        try:
+            self.call(do, hurry=SHADOW_CYCLES + 1)
+        except Exception as error:  # whatever it is: who asked waits for an answer
+            done(reason(error))
 
     def stop(self) -> None:
         """End after the cycle that runs."""
@@ -279,6 +313,7 @@ class Controller:
         service.loop.cycle(now_ns())
         self.services = {**self.services, service.loop.service: service}
         service.start()
+        threading.Thread(target=service.remake, name=f"remake-{service.loop.service}", daemon=True).start()
 
     def _run_when_free(self, service: Service) -> None:
         """Another controller has this service alone: the others do not wait for it."""

@@ -25,11 +25,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from controlplane.policy import Floats, Observation
+from controlplane.policy import Bools, Floats, Observation
 from shm_layout.layout import HISTOGRAM_LOW
 
 # Seconds: of the policy before that are compared with, that a new policy has to settle, and that it is watched.
@@ -64,18 +64,23 @@ class Totals:
     fct_sum: float = 0.0  # seconds, of these
 
     @classmethod
-    def of(cls, o: Observation) -> Totals:
-        """Return the totals of an observation."""
-        outcomes = o.outcomes.sum(axis=0)
+    def of(cls, o: Observation, rows: Bools | slice = slice(None)) -> Totals:
+        """Return the totals of an observation, or of these rows of it."""
+        outcomes = o.outcomes[rows].sum(axis=0)
         return cls(
             now=o.now,
-            histogram=o.histogram.sum(axis=0),
-            opened=float(o.flows.sum()),
+            histogram=o.histogram[rows].sum(axis=0),
+            opened=float(o.flows[rows].sum()),
             closed=float(outcomes[:5].sum()),
             failed=float(outcomes[1:5].sum()),
             completed=float(outcomes[:2].sum()),
-            fct_sum=float(o.fct_sum.sum()),
+            fct_sum=float(o.fct_sum[rows].sum()),
         )
+
+    def __add__(self, other: Totals) -> Totals:
+        """Return the counts of both, at the time of this one."""
+        parts = (f.name for f in fields(self) if f.name != "now")
+        return Totals(self.now, *(getattr(self, name) + getattr(other, name) for name in parts))
 
 
 def percentile(histogram: Floats, q: float) -> float:
@@ -96,23 +101,22 @@ def flows_between(first: Totals, last: Totals) -> float:
 
 class Windows:
     """Cumulative totals of the service: a snapshot a second over the last half minute, and one every ten seconds over
-    ten minutes. That is some 90 of 2 kB at most. Survives restarts of the data plane."""
+    ten minutes. That is some 90 of 2 kB at most. Servers may come and go; a restart of the data plane begins anew."""
 
     def __init__(self) -> None:
         self.snapshots: deque[Totals] = deque()
         self.older: deque[Totals] = deque()
         self.restarts = 0  # times that the counters began anew
         self._changed = -np.inf
+        self._before: Observation | None = None
+        self._gone: Totals | None = None  # what servers had that are not in the table any more
 
     def add(self, o: Observation) -> None:
         """Take a snapshot if the last is a second old."""
         if self.snapshots and o.now - self.snapshots[-1].now < SNAPSHOT_SECONDS:
             return
-        totals = Totals.of(o)
-        if self.snapshots and totals.opened < self.snapshots[-1].opened:
-            self.snapshots.clear()
-            self.older.clear()
-            self.restarts += 1
+        self._keep_gone(o)
+        totals = Totals.of(o) if self._gone is None else Totals.of(o) + self._gone
         self.snapshots.append(totals)
         while totals.now - self.snapshots[0].now > REFERENCE:
             aged = self.snapshots.popleft()
@@ -120,6 +124,24 @@ class Windows:
                 self.older.append(aged)
         while self.older and totals.now - self.older[0].now > BASELINE_MOST:
             self.older.popleft()
+
+    def _keep_gone(self, o: Observation) -> None:
+        """Keep what servers had that were taken out since, or began anew; where all did, forget everything."""
+        before, self._before = self._before, o
+        if before is None or not before.n_servers:
+            return
+        _, here, there = np.intersect1d(o.ids, before.ids, return_indices=True)
+        gone = np.ones(before.n_servers, dtype=bool)
+        fell = o.outcomes[here].sum(axis=1) < before.outcomes[there].sum(axis=1)
+        gone[there] = fell | (o.flows[here] < before.flows[there])
+        if gone.all():
+            self.snapshots.clear()
+            self.older.clear()
+            self.restarts += 1
+            self._gone = None
+        elif gone.any():
+            lost = Totals.of(before, gone)
+            self._gone = lost if self._gone is None else self._gone + lost
 
     def changed(self) -> None:
         """Another policy decides from now on: the next is compared with it, and with no older ones beyond the last half
@@ -166,10 +188,13 @@ class Guard:
         self.seen = since
         self.looked = since
         self.start: Totals | None = None  # of the window that is judged
+        self.broken = False  # the counters began anew
 
     @property
     def lacking(self) -> str:
         """In words what it lacks to have judged the policy; empty: nothing."""
+        if self.broken:
+            return "the data plane started anew, or all servers are others, before it was judged"
         flows = 0.0 if self.start is None else flows_between(self.start, self.seen)
         if flows >= LEAST_FLOWS:
             return ""
@@ -182,6 +207,7 @@ class Guard:
             return None
         now = windows.snapshots[-1]
         if windows.restarts != self.restarts:
+            self.broken = True
             return ""
         took, flows = now.now - self.since.now, now.closed - self.since.closed
         if took > WATCH_MOST or (took > WATCH and flows >= WATCH_FLOWS):

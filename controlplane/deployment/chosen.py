@@ -83,6 +83,19 @@ class Chosen:
         return json.dumps(self.plain, sort_keys=True, default=str)
 
 
+def prepare(spec: str | Mapping[str, Any]) -> Chosen | None:
+    """Return the policy, where there is time to import what it, and the incumbent it names, need: later that is there.
+
+    None: no name, options of the policy in force are to be changed. ValueError as of Chosen.
+    """
+    given: Mapping[str, Any] = {"name": spec} if isinstance(spec, str) else spec
+    chosen = Chosen(given) if "name" in given else None
+    named = options.incumbent(given) if chosen is None else chosen.incumbent
+    if named is not None and named != options.FALLBACK:
+        Chosen(named)
+    return chosen
+
+
 class Decider:
     """Lets a policy decide and keeps count of it."""
 

@@ -35,6 +35,8 @@ SHADOW_CYCLES = 5
 SHADOW_LATE = 2
 # Times that a demoted service writes in the log what its policy did wrong.
 LOG_EVERY = 50
+# What is told of a policy that did not come to decide.
+ROLLED_BACK = "it was rolled back meanwhile"
 # Below this blend a learned policy mostly does as its heuristic; above the second it is itself again.
 BLEND_LOW, BLEND_BACK = 0.5, 0.6
 
@@ -206,17 +208,20 @@ class Deployment:
         spec: str | Mapping[str, Any],
         done: Callable[[str | None], None],
         who: str = "operator",
-        made: Chosen | None = None,
+        made: Chosen | Exception | None = None,
     ) -> None:
         """Let another policy take over after it decided in shadow, or change how the one in force is deployed.
 
         A mapping without a name, or with the policy in force, changes the latter at once. Raises ValueError when there
-        is no such policy, it cools down, or its options make no sense. made: of this specification, by who could wait.
+        is no such policy, it cools down, or its options make no sense. made: of this specification, by who could wait,
+        or why it cannot be set: that is put on record, and raised.
         """
         given: Spec = {"name": spec} if isinstance(spec, str) else dict(spec)
         try:
+            if isinstance(made, Exception):
+                raise made
             self._begin(given, done, who, made)
-        except ValueError as error:
+        except Exception as error:
             told = {"policy": given.get("name", self.chosen.name), "spec": given, "sha256": None}
             self.on_event({"what": "refused", "who": who, **told, "why": str(error)})
             raise
@@ -274,11 +279,21 @@ class Deployment:
         self._tell("share", who, before=was, now=now, incumbent=self._incumbent_name())
         self._taken(f"share {was} -> {now}")
 
-    def rollback(self, done: Callable[[str | None], None], who: str = "operator") -> None:
-        """Go back to the policy before, at once when it still decides beside; ValueError: there is none."""
+    def rollback(self, done: Callable[[str | None], None], who: str = "operator", *, cancelled: bool = False) -> None:
+        """Go back to the policy before, at once when it still decides beside; ValueError: there is none.
+
+        That is the policy in force, if one that was to follow it is still in shadow, or (cancelled) being made.
+        """
+        if self._swap is not None:
+            swap, self._swap, cancelled = self._swap, None, True
+            self._tell("refused", swap.who, swap.decider.chosen, why=ROLLED_BACK)
+            swap.done(ROLLED_BACK)
         if self.trial is not None:
             self._tell("rolled back", who, to=self.trial.incumbent.chosen.name, why="asked for")
             self._revert("rolled back")
+            self._waiting.append(done)
+            return
+        if cancelled:
             self._waiting.append(done)
             return
         if not self.history:

@@ -41,6 +41,20 @@ class History:
         """Return the specification of the latest version. There must be one."""
         return self._kept[-1][0]
 
+    def unmade(self) -> list[Spec]:
+        """Return the specifications of versions that this controller has not made."""
+        return [dict(spec) for spec, chosen in self._kept if chosen is None]
+
+    def unmade_last(self) -> Spec | None:
+        """Return the specification of the latest version if this controller has not made that."""
+        return dict(self._kept[-1][0]) if self._kept and self._kept[-1][1] is None else None
+
+    def keep(self, spec: Spec, made: Chosen) -> None:
+        """Take in a version that was made meanwhile, if it is still one."""
+        for i, (kept, chosen) in enumerate(self._kept):
+            if chosen is None and kept == spec:
+                self._kept[i] = kept, made
+
     def drop(self) -> None:
         """Forget the latest version, if there is one."""
         if self._kept:

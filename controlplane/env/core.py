@@ -224,11 +224,12 @@ class Core:
             running = self.rows_of(replicas)
             chosen = np.isin(self.acting, running)
             acting, actions = self.acting[chosen], actions[chosen]
-        if not self.is_watching:
-            self.kind.order(actions, acting, before.active[acting], self.source.orders)
+        # Before the action, as for those who look at the bids first: what it asks for holds from the next step on.
         if self._needs_base and not self._prepared:
             self.base.prepare(running, before.settings_version)
         self._prepared = False
+        if not self.is_watching:
+            self.kind.order(actions, acting, before.active[acting], self.source.orders)
         reading = self.reading = self.source.step(replicas)
         seconds = self.source.seconds(reading)
         terminated = reading.finished.copy()

@@ -150,6 +150,35 @@ def test_rollback_of_a_trial_is_at_once_and_the_incumbent_never_stopped_learning
     assert list(farm.loop.history) == [{"name": "lsq"}]
 
 
+def test_a_rollback_takes_back_what_is_in_shadow_and_what_is_in_force_stays(farm):
+    """Whoever sets a policy and rolls back has the one from before, whether it was in force already or not."""
+    farm.set("adaptive")
+    farm.loop.swap("wrr", farm.answers.append)
+    farm.watch(0.3)
+    farm.loop.rollback(farm.answers.append)
+    assert set(farm.watch(3.0)) == {"adaptive"}
+    assert farm.answers == ["it was rolled back meanwhile", None]
+    assert list(farm.loop.history) == [{"name": "lsq"}]
+    (refused,) = farm.told("refused")
+    assert (refused["policy"], refused["why"]) == ("wrr", "it was rolled back meanwhile")
+
+
+def test_a_rollback_of_a_trial_takes_back_what_is_in_shadow_too(farm):
+    farm.set({"name": "split", "enforcing": 30})
+    farm.loop.swap("wrr", farm.answers.append)
+    farm.watch(0.3)
+    farm.loop.rollback(farm.answers.append)
+    assert set(farm.watch(3.0)) == {"lsq"}
+    assert farm.answers == ["it was rolled back meanwhile", None]
+
+
+def test_why_a_policy_cannot_be_made_is_put_on_record(farm):
+    with pytest.raises(RuntimeError, match="no such module"):
+        farm.loop.swap("wrr", farm.answers.append, made=RuntimeError("no such module"))
+    assert [(e["policy"], e["why"]) for e in farm.told("refused")] == [("wrr", "no such module")]
+    assert set(farm.watch(2.0)) == {"lsq"}
+
+
 def test_another_policy_ends_the_trial_and_keeps_its_incumbent(farm):
     farm.set({"name": "split", "enforcing": 30})
     farm.set({"name": "wrr", "enforcing": 30})
@@ -435,7 +464,7 @@ def bids(slopes: Any, n: int) -> Directive:
     return Directive(rule="bids", curves=(CURVE_N + 1) * np.asarray(slopes, dtype=float)[:n, None])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 12).flatmap(
         lambda n: st.tuples(

@@ -230,3 +230,49 @@ def test_a_short_trouble_that_the_test_forgives_is_no_gross_regression(rate, sec
     assert service.run(15, rate=rate, guard=guard) is None
     assert service.run(seconds, mean=mean, rate=rate, guard=guard) is None
     assert service.run(int(WATCH_MOST) + 5, rate=rate, guard=guard) == ""
+
+
+class Farm:
+    """Servers that come and go, each with its own counters; 100 flows a second on every one, all of 20 ms."""
+
+    def __init__(self, *ids: int) -> None:
+        self.windows, self.now = Windows(), 1000.0
+        self.flows = dict.fromkeys(ids, 0.0)
+
+    def run(self, seconds: int, guard: Guard | None = None) -> str | None:
+        for _ in range(seconds):
+            self.now += 1.0
+            self.flows = {i: n + 100.0 for i, n in self.flows.items()}
+            outcomes, histogram = (np.zeros((len(self.flows), width)) for width in (len(OUTCOMES), HISTOGRAM_BUCKETS))
+            outcomes[:, 0] = histogram[:, 40] = flows = np.array(list(self.flows.values()))
+            ids = np.array(list(self.flows), dtype=np.uint64)
+            seen = observation(len(ids), ids=ids, now=self.now, histogram=histogram, outcomes=outcomes, flows=flows)
+            self.windows.add(seen)
+            if guard is not None and (verdict := guard.judge(self.windows)) is not None:
+                return verdict
+        return None
+
+
+def test_servers_come_and_go_and_nothing_is_counted_twice_or_lost():
+    farm = Farm(1, 2, 3)
+    farm.run(10)
+    del farm.flows[2]
+    farm.run(10)
+    farm.flows[4] = 0.0
+    farm.run(10)
+    begin, end = farm.windows.baseline()
+    assert flows_between(begin, end) == pytest.approx(9 * 300 + 10 * 200 + 10 * 300)
+    assert farm.windows.restarts == 0
+
+
+def test_a_watch_goes_on_when_a_server_is_taken_out_and_ends_when_all_begin_anew():
+    farm = Farm(1, 2, 3)
+    farm.run(40)
+    guard = farm.windows.guard()
+    assert isinstance(guard, Guard)
+    assert farm.run(5, guard) is None
+    del farm.flows[1]
+    assert farm.run(20, guard) is None
+    farm.flows = dict.fromkeys(farm.flows, 0.0)
+    assert farm.run(5, guard) == ""
+    assert "started anew" in guard.lacking

@@ -157,3 +157,21 @@ def test_an_unknown_suffix_is_refused(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
     with pytest.raises(DatasetError, match="pip install pyarrow"):
         record(tmp_path / "run.parquet", steps=1)
+
+
+def test_recording_changes_nothing_of_what_is_recorded():
+    """The action's window is the memory of a base that learns: whoever looks at its bids first must not shift it."""
+
+    def rewards(*, recorded: bool) -> list[float]:
+        env = LoadBalance(world=farm(), interval=INTERVAL, base="adaptive", action="curves")
+        made = Recorder(env) if recorded else env
+        made.reset(seed=1)
+        action = np.zeros(made.action_space.shape, dtype=np.float32)
+        found = []
+        for i in range(60):
+            action[2] = (-1.0) ** i
+            found.append(float(made.step(action)[1]))
+        made.close()
+        return found
+
+    assert rewards(recorded=True) == rewards(recorded=False)
