@@ -28,7 +28,7 @@ run: $(VENV)/.built
 # Tests that run real processes have the machine to themselves; what they time is not to wait for a simulation. Status 5
 # is pytest's for nothing to run, as when ARGS names tests of one kind.
 test: $(VENV)/.dev $(VENV)/.built
-	@$(PY) -m pytest -n auto -m 'not live' $(ARGS); pure=$$?; [ $$pure = 2 ] && exit 2; \
+	@$(PY) -m pytest -n $$(nproc) -m 'not live' $(ARGS); pure=$$?; [ $$pure = 2 ] && exit 2; \
 	$(PY) -m pytest -m live $(ARGS); live=$$?; case $$pure$$live in 00|05|50) ;; *) exit 1;; esac
 
 lint: $(VENV)/.dev $(VENV)/.built

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from controlplane.commands.compare import takes_s
 from testbed.compare import machine, variant
-from testbed.compare.figures import Ratio
+from testbed.compare.figures import Ratio, references, usable
 from testbed.compare.outcome import document, ratio_of
 from testbed.compare.runner import CENTRAL, Runner
 from testbed.compare.scenario import Scenario
@@ -83,14 +83,15 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
     invalid += [f"{run.variant}: CPU {run.busy:.0%} busy" for run in found.runs if run.busy > machine.BUSY_LIMIT]
     rows = {}
     for one in [*(one for one in outcome["references"] if one["name"] == CENTRAL), *outcome["balancers"]]:
-        rounds = one.get("rounds", [])
+        is_reference = one["name"] == CENTRAL
+        runs = [] if is_reference else usable(found, one["name"])
         rows[one["name"]] = {
             **{f"{figure}_ms": one[figure] for figure in FIGURES},
             **{f"{figure}_ratio": one["to_central"].get(figure, {}).get("ratio") for figure in FIGURES},
             "unanswered": one["unanswered"],
             "errors": one["errors"],
-            "generator_late_p99_ms": max((run["late_p99_ms"] for run in rounds), default=0.0),
-            "rounds": len(rounds) or args.rounds,
+            "generator_late_p99_ms": max((run.summary.late_p99 for run in runs), default=0.0),
+            "rounds": len(references(found, CENTRAL) if is_reference else runs),
         }
     return {
         "title": wanted.title,
@@ -136,7 +137,7 @@ def verdict(points: list[dict[str, Any]]) -> list[str]:
             what = f"{point['title']}: {line['figure']} {ratio} of {line['theirs']}'s"
             if line["told"]:
                 told_ones.append(f"{what}, which was told")
-            elif ratio.ratio >= 1:
+            elif not ratio.ratio < 1:  # also where they have no round in common
                 missed.append(f"missed: {what}")
         ours = point["balancers"].get(OURS, {}).get("mean_ratio")
         if ours is not None and ours > 1.10:

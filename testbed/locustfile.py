@@ -10,8 +10,8 @@ same options, a schedule that of `python -m testbed.load`. At the end it says th
 late requests left; when that was too late, the exit status is 1.
 
 Every option may be a variable of the environment as well: --trace is VICKREY_TRACE. In the web UI they are fields of
-the start form. What --run-time cuts short is said to be partial, and the exit status is 1. With workers (--processes)
-one of them sends.
+the start form. A run that --run-time or a signal cuts short, also one that was sent but not all answered, is said to be
+partial, and the exit status is 1. With workers (--processes) one of them sends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gevent.pool import Group  # type: ignore[import-untyped]
 from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
 
 from testbed.demand import SHAPES, parse_demand
 from testbed.load.generator import parse_url
@@ -82,13 +82,16 @@ class Replay:
         self.names: list[str] = []
         self.late_s: list[float] = []
         self.fct_s: list[float] = []
+        self.ended = 0  # requests that were answered or failed
         self.stall_s = 0.0  # the longest time for which this process did nothing though it should have
+        self.is_sending = False  # one worker of several
         self.is_over = False
 
     def begin(self, options: Any, host: str) -> None:
         """Make the schedule; TraceError, ValueError or OSError when that cannot be."""
-        self.schedule = None
-        self.late_s, self.fct_s, self.stall_s = [], [], 0.0
+        self.schedule, self.is_sending = None, False
+        self.paths, self.names = [], []
+        self.late_s, self.fct_s, self.ended, self.stall_s = [], [], 0, 0.0
         if options.trace:
             self._begin_trace(options, host)
             return
@@ -130,12 +133,12 @@ class Replay:
 
     def figures(self) -> dict[str, list[float]]:
         """Milliseconds: lateness (p50, p99, max; a stall counts as the latter), completion times (mean, p50, p90, p99,
-        p99.9, max); and counts: sent, answered, planned."""
+        p99.9, max); and counts: sent, answered, ended, planned."""
         late, fct = np.array(self.late_s) * 1e3, np.array(self.fct_s) * 1e3
         return {
             "late": [*np.percentile(late, (50, 99)), max(late.max(), self.stall_s * 1e3)] if len(late) else [],
             "fct": [float(fct.mean()), *np.percentile(fct, (50, 90, 99, 99.9, 100)).tolist()] if len(fct) else [],
-            "count": [len(late), len(fct), len(self.paths)],
+            "count": [len(late), len(fct), self.ended, len(self.paths)],
         }
 
 
@@ -148,6 +151,8 @@ def listen(environment: Environment, **_: Any) -> None:
 
         def end(msg: Any, **_: Any) -> None:
             replay.is_over = True
+            if not msg.data["count"][-1]:  # nothing to send: the worker has said why
+                environment.process_exit_code = 2
             say(environment, msg.data)
 
         environment.runner.register_message(_OVER, end)
@@ -171,18 +176,39 @@ def begin(environment: Environment, **_: Any) -> None:
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def report(environment: Environment, **_: Any) -> None:
-    if not isinstance(environment.runner, MasterRunner):
+    runner = environment.runner
+    if isinstance(runner, MasterRunner):
+        if not replay.is_over:
+            replay.is_over = True
+            log.warning("PARTIAL: ended early, before a worker told how it went")
+            environment.process_exit_code = 1
+    elif replay.is_sending or not isinstance(runner, WorkerRunner):
         say(environment, replay.figures())
 
 
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def end_first(environment: Environment, **_: Any) -> None:
+    """A signal: locust settles its exit status before it ends the test, and so before we know what came of it."""
+    runner = environment.runner
+    if runner is None or runner.state not in (STATE_SPAWNING, STATE_RUNNING):
+        return
+    if isinstance(runner, MasterRunner):
+        report(environment)
+    else:
+        runner.stop()
+
+
 def say(environment: Environment, figures: dict[str, list[float]]) -> None:
+    sent, answered, ended, planned = figures["count"]
+    if ended < planned:  # who waited longest is not among the completion times
+        log.warning(
+            "PARTIAL: ended early: %d of %d requests were sent, %d answered, %d failed",
+            *(sent, planned, answered, ended - answered),
+        )
+        environment.process_exit_code = 1
     if not figures["late"]:
         return
-    sent, answered, planned = figures["count"]
     log.info("sent %d requests, answered %d", sent, answered)
-    if sent < planned:
-        log.warning("PARTIAL: ended early, %d of %d requests were sent", sent, planned)
-        environment.process_exit_code = 1
     if figures["fct"]:
         log.info("FCT ms: mean %.2f, p50 %.2f, p90 %.2f, p99 %.2f, p99.9 %.2f, max %.2f", *figures["fct"])
     log.info("late by p50 %.2f ms, p99 %.2f ms, max %.2f ms", *figures["late"])
@@ -210,6 +236,7 @@ class OpenLoopUser(FastHttpUser):
         if schedule is None or replay.is_over:
             gevent.sleep(0.1)
             return
+        replay.is_sending = True
         options = self.environment.parsed_options
         assert options is not None
         headers = {"Connection": "close"} if options.connections == "per-flow" else {}
@@ -246,6 +273,7 @@ class OpenLoopUser(FastHttpUser):
             path, name=name, headers=headers, catch_response=True, allow_redirects=False
         ) as response:  # fmt: skip
             took = time.perf_counter() - scheduled
+            replay.ended += 1
             response.request_meta["response_time"] = took * 1e3
             if 200 <= (response.status_code or 0) < 400:
                 replay.fct_s.append(took)

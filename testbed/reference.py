@@ -4,7 +4,8 @@ central_queue     one queue, served by the fastest free worker: no flow is bound
 least_work_left   knows every demand: each flow goes, at its arrival, where it will be finished first
 
 Nothing is lost on the way. To compare like with like both are given what the real run had: the arrivals and demands,
-the backends' measured lateness, the path's measured overhead, and when which server changed its speed.
+what the backends' services took above demand / speed, the path's measured overhead, and when which server changed its
+speed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What holds for all tests: those that run real processes run alone, and are asked twice before they count as failed.
 
-They are marked `live`, and `make test` runs the others first, one process a core. They meet a machine that others use:
-a scheduler that is late by seconds fails one in some thousands. A second failure counts, and each first one is in the
-summary (RERUN), so that a test that needs it often is seen, and mended.
+They are marked `live`, by where they are or one by one, and `make test` runs the others first, one process a core. They
+meet a machine that others use: a scheduler that is late by seconds fails one in some thousands. A second failure
+counts, and each first one is in the summary (RERUN), so that a test that needs it often is seen, and mended.
+
+No example of a property has a deadline: a test is as slow as the machine.
 
 Whoever starts the tests in the background may have them ignore Ctrl-C, and with them every process that they start, of
 which some are to be ended so: they do not.
@@ -12,6 +14,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("vickrey", deadline=None)
+settings.load_profile("vickrey")
 
 REAL_PROCESSES = {"socket", "faults", "testbed", "controlplane", "shm_layout", "test_live.py", "test_interrupt.py"}
 
@@ -27,4 +33,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REAL_PROCESSES & set(item.path.relative_to(here).parts):
             item.add_marker(pytest.mark.live)
+        if item.get_closest_marker("live"):
             item.add_marker(pytest.mark.flaky(reruns=1))

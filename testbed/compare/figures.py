@@ -195,17 +195,25 @@ def _bootstrap(pairs: Sequence[tuple[Times, Times]]) -> tuple[Floats, Floats]:
     return low, high
 
 
+def common_rounds(found: Comparison) -> set[int]:
+    """The rounds of which all balancers have a valid run, those without any left aside."""
+    valid = {name: {run.round for run in found.of(name) if run.is_valid} for name in {r.variant for r in found.runs}}
+    return set.intersection(*(rounds for rounds in valid.values() if rounds)) if any(valid.values()) else set()
+
+
 def usable(found: Comparison, variant: str) -> list[Run]:
     """The runs of a balancer that count: valid ones, of rounds in which all balancers have one.
 
     So all have met the same arrivals. A balancer without any valid run binds the others to no round, and has all of
     its own.
     """
-    valid = {name: {run.round for run in found.of(name) if run.is_valid} for name in {r.variant for r in found.runs}}
-    common = set.intersection(*(rounds for rounds in valid.values() if rounds)) if any(valid.values()) else set()
+    common = common_rounds(found)
     runs = [run for run in found.of(variant) if run.is_valid] or found.of(variant)
     return [run for run in runs if run.round in common] or runs
 
 
 def references(found: Comparison, name: str) -> list[Reference]:
-    return [one for one in found.references if one.name == name]
+    """Of the rounds that count for the balancers, too; of all where none does."""
+    common = common_rounds(found)
+    rounds = [one for one in found.references if one.name == name]
+    return [one for one in rounds if one.round in common] or rounds

@@ -23,7 +23,7 @@ from testbed.compare.scenario import Event, Scenario
 from testbed.compare.traffic import Traffic
 from testbed.interrupts import Deferred
 from testbed.load.generator import Result, Target
-from testbed.load.report import LATE_LIMIT_MS, Summary, summarize
+from testbed.load.report import PRIORITY_HINT, Summary, summarize
 from testbed.load.schedule import Schedule
 from testbed.peers.peer import Peer
 from testbed.peers.vickrey import Vickrey
@@ -69,13 +69,16 @@ class Run:
 
     @property
     def is_doubtful(self) -> bool:
-        """The generator was late, or others took CPU that the balancer or the servers would have had."""
+        """The generator was late or stood still, or others took CPU that the balancer or the servers would have had."""
         return not self.is_valid or self.others > machine.OTHERS_LIMIT
 
     @property
     def doubt(self) -> tuple[bool, float]:
         """To compare two runs of one schedule by: what came out plays no part."""
-        return not self.is_valid, self.others if self.is_valid else self.summary.late_p99
+        if self.is_valid:
+            return False, self.others
+        judged = summarize(self.result)
+        return True, max(judged.stall_max, judged.late_p99)
 
     @property
     def records(self) -> NDArray[np.void]:
@@ -222,8 +225,7 @@ def _cpu(peers: Sequence[Peer]) -> dict[str, float]:
 
 def _judge(run: Run) -> None:
     summary = summarize(run.result)
-    if not summary.is_valid:
-        run.invalid.append(f"the generator was late by {summary.late_p99:.1f} ms (p99; limit {LATE_LIMIT_MS:g})")
+    run.invalid += [reason.removesuffix(PRIORITY_HINT) for reason in summary.invalid_because]  # no such option here
     if run.busy > machine.BUSY_LIMIT:
         run.notes.append(f"the CPU was {run.busy:.0%} busy: queues of the CPU were measured, too")
     if run.others > machine.OTHERS_LIMIT:

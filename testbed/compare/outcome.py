@@ -172,7 +172,8 @@ def verdict(found: Comparison, measured: list[Variant]) -> list[dict[str, Any]]:
     """`vickrey adaptive` against the best-mean setting of every competitor: told nothing, and told the truth.
 
     ratio: ours / theirs. `word`: ahead or behind where the interval excludes 1, else level; unknown where there is
-    none. `meets`: the scenario's aim, judged by the ratio itself; None where the aim says nothing.
+    none. `meets`: the scenario's aim, judged by the ratio itself; None where the aim says nothing or
+    there is no ratio.
     """
     ours = next((one for one in measured if one.name == OURS), None)
     ours = ours or next((one for one in measured if one.program == "vickrey"), None)
@@ -210,6 +211,8 @@ def _word(ratio: Ratio) -> str:
 
 
 def _meets(aim: str, figure: str, ratio: Ratio) -> bool | None:
+    if ratio.ratio != ratio.ratio:  # no round that both have
+        return None
     if aim == "ahead":
         return ratio.ratio < 1
     if aim == "level" and figure == "mean":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from testbed.compare import tables
-from testbed.compare.figures import times_of, usable
+from testbed.compare.figures import references, times_of, usable
 from testbed.compare.measure import Run
 from testbed.compare.outcome import ratio_of
 from testbed.compare.runner import Comparison
@@ -94,7 +94,7 @@ def _tails(document: dict[str, Any], found: Comparison) -> Any:
         fct = np.concatenate([times_of(run).fct_ms for run in usable(found, one["name"])])
         _add_tail(figure, fct, one["name"], _COLOURS[i % len(_COLOURS)], "solid")
     for reference in document["references"]:
-        fct = np.concatenate([times_of(r).fct_ms for r in found.references if r.name == reference["name"]])
+        fct = np.concatenate([times_of(one).fct_ms for one in references(found, reference["name"])])
         _add_tail(figure, fct, reference["name"], "#555", "dot" if "central" in reference["name"] else "dash")
     figure.update_layout(**_LAYOUT, height=460, xaxis_title="FCT, ms", yaxis_title="share that took longer")
     figure.update_xaxes(type="log", autorangeoptions_minallowed=0)  # 1 ms: the axis counts in powers of ten

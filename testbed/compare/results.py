@@ -62,6 +62,12 @@ the same arrivals, with the servers' lateness and the path's overhead as measure
 advance, and minimises the time of the flow at hand, not of those to come.
 """
 
+_WORDS = {
+    "behind": "Behind",
+    "level": "Level (the interval has 1 in it)",
+    "unknown": "Not known (too short for an interval)",
+    "none": "Not compared (no round that both have)",
+}
 _COLUMNS = ["scenario", ">mean ms", "told nothing", ">mean", ">p99", "told the truth", ">mean", ">p99", "aim"]
 
 
@@ -175,20 +181,20 @@ def section(outcome: dict[str, Any]) -> str:
 
 def not_ahead(outcome: dict[str, Any]) -> str:
     """Where `vickrey adaptive` was not clearly ahead of the best setting of a competitor, in words."""
-    behind, level = [], []
-    for line in outcome["verdict"]:
-        what = f"{line['figure']} {ratio_of(line)} of {line['theirs']}"
-        if line["word"] == "behind":
-            behind.append(what)
-        elif line["word"] == "level":
-            level.append(what)
     if not outcome["verdict"]:
         return ""
-    if not behind and not level:
+    found: dict[str, list[str]] = {word: [] for word in _WORDS}
+    for line in outcome["verdict"]:
+        if line["ratio"] is None:
+            found["none"].append(f"{line['figure']} of {line['theirs']}")
+        elif line["word"] != "ahead":
+            found[line["word"]].append(f"{line['figure']} {ratio_of(line)} of {line['theirs']}")
+    texts = [f"{_WORDS[word]}: {'; '.join(lines)}." for word, lines in found.items() if lines]
+    if not texts:
         return "Ahead of the best setting of every competitor, in mean and p99."
-    text = f"Behind: {'; '.join(behind)}. " if behind else ""
-    text += f"Level (the interval has 1 in it): {'; '.join(level)}. " if level else ""
-    return text + "Ahead of the best setting of every competitor in the rest."
+    if any(line["word"] == "ahead" for line in outcome["verdict"]):
+        texts.append("Ahead of the best setting of every competitor in the rest.")
+    return " ".join(texts)
 
 
 if __name__ == "__main__":

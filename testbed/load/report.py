@@ -21,6 +21,7 @@ from testbed.load.generator import Result, is_good
 # is that of a request or of the clock that ticks between them.
 LATE_LIMIT_MS = 5.0
 LATE_MAX_LIMIT_MS = 200.0
+PRIORITY_HINT = " (a higher --priority may help)"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Summary:
         if self.late_p99 > self.late_limit:
             reasons.append(
                 f"the generator was late by more than {self.late_limit:g} ms (p99 {self.late_p99:.1f}): too little CPU"
-                " for it (a higher --priority may help)"
+                f" for it{PRIORITY_HINT}"
             )
         worst = max(self.stall_max, 0.0 if math.isnan(self.late_max) else self.late_max)
         if worst > self.late_max_limit:

@@ -44,12 +44,13 @@ def measured(
     done, took = clock.run(saturation.run(seconds))
     if took and done:
         return done / took
-    errors = f" ({saturation.last_error})" if saturation.last_error else ""
+    passed = f"{saturation.passed_s:.1f} s" + (f" ({saturation.last_error})" if saturation.last_error else "")
     if not saturation.answered:
-        raise TraceError(f"the capacity could not be measured: nothing was answered in {seconds:g} s{errors}")
+        raise TraceError(f"the capacity could not be measured: nothing was answered in {passed}")
     raise TraceError(
-        f"the capacity could not be measured: {saturation.answered} answers came in {PATIENCE * seconds:g} s{errors},"
-        f" too few for {connections} connections: --measure-for gives it longer, --capacity needs no measuring"
+        f"the capacity could not be measured: {saturation.answered} answers came in {passed}; it takes"
+        f" {2 * connections}, two for each of {connections} connections: --measure-for gives it longer, --capacity"
+        " needs no measuring"
     )
 
 
@@ -61,6 +62,7 @@ class _Saturation:
     ) -> None:
         self.last_error = ""
         self.answered = 0  # well
+        self.passed_s = 0.0  # from the first connection to the end of it all
         self._target = target
         self._request = request
         self._works = works
@@ -78,13 +80,14 @@ class _Saturation:
         then all at nearly the same time: both the ramp and what is counted have an answer a connection at least.
         """
         loop = asyncio.get_running_loop()
+        started = loop.time()
         for _ in range(self._count):
             self._open()
         enough = await self._wait(seconds * RAMP_SHARE, self._count, seconds)
         before, begun = self._done, loop.time()
         enough = enough and await self._wait(seconds * (1 - RAMP_SHARE), self.answered + self._count, seconds)
         done, took = self._done - before, loop.time() - begun if enough else 0.0
-        self._is_over = True
+        self._is_over, self.passed_s = True, loop.time() - started
         for task in self._tasks:
             task.cancel()
         for connection in list(self._connections):
@@ -148,7 +151,8 @@ class _Saturation:
 
     def failed(self, connection: Connection, error: int) -> None:
         connection.index = -1
-        self.last_error = ERROR_NAMES[error]
+        if not self._is_over:  # then it was we who closed it
+            self.last_error = ERROR_NAMES[error]
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -36,7 +36,7 @@ SCHEMAS = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     schema=st.sampled_from(SCHEMAS),
     members=st.integers(1, 4),

@@ -35,7 +35,7 @@ def test_one_server_is_an_m_m_1():
     assert Chain(farm).optimum()[0] == pytest.approx(1.25, rel=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     speeds=st.lists(st.floats(0.5, 8.0), min_size=2, max_size=3),
     load=st.floats(0.2, 0.9),

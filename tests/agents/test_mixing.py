@@ -44,7 +44,7 @@ def joint(schema: ActionSchema, batch: int, balancers: int, servers: int, seed: 
     seed=st.integers(0, 2**31),
     spread=st.floats(0.1, 10.0),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_utility_lowers_the_value_of_all(
     kind: ActionSchema, balancers: int, servers: int, seed: int, spread: float
 ) -> None:

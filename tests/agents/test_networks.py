@@ -37,7 +37,7 @@ def some(rng: np.random.Generator, rows: int, servers: int, share: float = 0.8) 
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     schema=st.sampled_from(SCHEMAS),
     hidden=st.integers(1, 40),
@@ -57,7 +57,7 @@ def test_both_networks_say_the_same_for_any_size_and_mask(schema, hidden, server
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-4, atol=2e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(schema=st.sampled_from(SCHEMAS), servers=st.integers(2, 30), seed=st.integers(0, 2**16))
 def test_outputs_move_with_the_servers(schema, servers, seed):
     rng = np.random.default_rng(seed)

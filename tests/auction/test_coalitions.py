@@ -46,7 +46,7 @@ def test_a_split_hands_out_the_whole_task(phi: list[float], load: float) -> None
 
 
 # The first draw may take long on a busy machine.
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, 100), min_size=2, max_size=8), st.integers(0, 7), st.booleans())
 def test_the_compiled_auction_shares_with_the_same_servers_in_the_same_parts(
     load: list[int], most: int, by_value: bool

@@ -92,6 +92,7 @@ def test_when_nothing_can_be_said_it_says_why(document: dict[str, Any], what: st
         contribution(document)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("policy", ["adaptive", "auction"])
 def test_the_command_before_and_after_real_traffic(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     with RealFarm.of_speeds((1, 4), workers=2, processes=1) as farm:

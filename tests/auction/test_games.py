@@ -84,7 +84,7 @@ def test_for_single_workers_it_is_the_square_root_rule(farm: tuple[Floats, Float
     assert found == pytest.approx([expected], rel=0.01)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(farms(most=4), st.floats(0.02, 0.96))
 def test_no_split_of_the_load_is_cheaper(farm: tuple[Floats, Floats, float], rho: float) -> None:
     mu, k, _ = farm
@@ -102,7 +102,7 @@ def test_no_split_of_the_load_is_cheaper(farm: tuple[Floats, Floats, float], rho
     assert found >= lam / mu.max() * 0.99
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(farms())
 def test_a_server_more_never_makes_a_coalition_worse(farm: tuple[Floats, Floats, float]) -> None:
     mu, k, rho = farm
@@ -123,7 +123,7 @@ def test_who_cannot_carry_the_load_pays_for_what_is_left() -> None:
     assert game.costs(np.zeros((1, 1), dtype=bool)) == pytest.approx([100.0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(farms(), st.randoms(use_true_random=False))
 def test_the_values_along_an_order_are_those_of_its_coalitions(farm: tuple[Floats, Floats, float], random) -> None:  # type: ignore[no-untyped-def]
     mu, k, rho = farm

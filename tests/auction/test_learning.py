@@ -162,7 +162,7 @@ def test_an_arm_that_pays_is_found(mode):
     assert (ratio < 0.7).mean() > 0.8
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(BASE_MODES), st.integers(0, 2**32), st.lists(st.floats(0, 2), min_size=3, max_size=30))
 def test_sensitivities_stay_in_their_range_and_a_seed_repeats(mode, seed, ratios):
     def run():

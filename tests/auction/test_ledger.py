@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from controlplane.auction.ledger import GENESIS, Ledger, LedgerError, records, verify
 
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, n: int = 6, close: bool = True, **options: Any) -> bytes:

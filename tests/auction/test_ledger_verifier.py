@@ -68,7 +68,7 @@ def test_a_verifier_written_from_the_documentation_agrees(good: Good) -> None:
         assert independent(damage(good, b"".join(lines[:i]))) == verify(path).index == i
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_byte_that_was_put_in_or_taken_out_is_found_in_its_record(good: Good, data: st.DataObject) -> None:
     whole = good[1]

@@ -133,7 +133,7 @@ single = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(single, st.floats(0, 300, width=32)), min_size=1, max_size=6), st.floats(0, 2, width=32))
 def test_the_data_planes_rule_holds_the_same_auction(servers, task):
     rows, loads = zip(*servers, strict=True)

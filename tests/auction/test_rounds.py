@@ -212,7 +212,7 @@ rules = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(servers, tasks, rules, st.floats(0, 60), st.data())
 def test_a_round_is_what_a_plain_model_makes_of_it(rows, jobs, rule, reserve, data):
     # No two alike: equal bids draw lots, which the model does not.

@@ -227,19 +227,19 @@ def trees() -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
 def test_no_tree_makes_a_traceback(tree: Any) -> None:
     check(as_yaml(tree))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.text(alphabet="{}[]:,-&*!|>'\"%@`#?~<= \n\tab01", max_size=60))
 def test_no_text_makes_a_traceback(text: str) -> None:
     check(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.binary(min_size=1, max_size=4))
 def test_no_damage_to_a_good_file_makes_a_traceback(seed: int, damage: bytes) -> None:
     data = bytearray((Path(__file__).parents[2] / "examples/full.yaml").read_bytes())
@@ -269,7 +269,7 @@ def full_tree() -> dict[str, Any]:
     return tree
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_an_unknown_key_anywhere_is_the_one_problem_and_is_found_in_its_line(data: st.DataObject) -> None:
     tree = full_tree()

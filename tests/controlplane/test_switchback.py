@@ -170,7 +170,7 @@ def test_without_traffic_it_ends_undecided():
     assert "too few flows" in switchback.why
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.3, 3.0), st.integers(0, 1000))
 def test_what_is_taken_is_never_shown_to_be_slower(candidate, seed):
     switchback = measure(Service(seed, candidate=candidate))

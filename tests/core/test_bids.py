@@ -36,7 +36,7 @@ def auction_model(curves, in_flight, maxconn, avoid):
     return {i for b, i in bids if b == bids[0][0]}, bids[0][0], bids[1][0] if len(bids) > 1 else math.inf
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(bidders(), st.integers(0, 7))
 def test_an_auction_is_as_the_model_says(bidders, avoid):
     curves, in_flight, maxconn = bidders
@@ -81,7 +81,7 @@ def test_equal_bids_draw_lots_with_equal_chances(tied):
         assert chi_square_p(won, [i in tied for i in range(n)]) > 1e-4
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 50), min_size=CURVE_POINTS, max_size=CURVE_POINTS), st.integers(0, 2000))
 def test_a_curve_is_exact_to_63_and_linear_between_points_and_beyond(rises, n):
     curve = np.cumsum(rises).astype(np.float32)

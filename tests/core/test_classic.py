@@ -45,7 +45,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(rows, st.floats(0, 300, width=32)), min_size=1, max_size=6), st.floats(0, 2, width=32))
 def test_the_lowest_bid_wins_and_the_second_is_the_price(servers, flow):
     rows, loads = zip(*servers, strict=True)
@@ -228,7 +228,7 @@ def test_partners_that_contribute_nothing_share_evenly():
         assert flows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.floats(0, 1.2), st.integers(0, 2), st.floats(0, 8, width=32), st.floats(1, 64, width=32)),

@@ -14,7 +14,7 @@ OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
 UNIT = 128  # ns, of the time in a server's word
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(0, 10**6)), max_size=80), st.integers(1, 3))
 def test_occupancy_is_conserved(steps, workers):
     # Over all workers: the times add up to the time that passed, arrivals to completions, the word to the open flows.

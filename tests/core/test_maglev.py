@@ -42,7 +42,7 @@ def table_model(weights, ids, size):
                 return table
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 8), min_size=1, max_size=8).filter(any), st.sampled_from([7, 31, 101]), st.integers(0, MASK)
 )

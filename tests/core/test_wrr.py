@@ -23,7 +23,7 @@ def smooth_turns(weights, n):
     return turns
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=9).filter(any))
 def test_turns_are_as_the_model_says(weights):
     with Farm(len(weights)) as farm:

@@ -182,6 +182,7 @@ def test_bad_usage_is_named(arguments, status, expected, capsys):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.live
 def test_interrupt_ends_it_at_once_and_leaves_nothing(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "controlplane.cli", "eval", "adaptive", "--workers", "2", "--retune"]

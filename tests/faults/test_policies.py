@@ -162,8 +162,9 @@ def test_shadow_share_and_rollback_from_the_command_line_and_on_record(running):
     assert "rolled back" in table.stdout
 
 
-def test_a_switchback_on_live_traffic_ends_and_keeps_the_winner(running):
-    """All flows to the first server, which is the slowest, against adaptive bids."""
+def test_a_switchback_on_live_traffic_ends_and_keeps_the_winner(idle_cpu):
+    """All flows to one server of four, where they take four times as long, against adaptive bids."""
+    running = idle_cpu
     with Load(running.port, connections=32) as load:
         set_policy(running, {"name": "hostile", "does": "one", "switchback": {"seconds": 0.6, "pairs": 10}})
         assert policy(running)["switchback"]["state"] == "running"

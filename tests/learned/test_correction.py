@@ -49,7 +49,7 @@ def test_an_action_means_what_the_formula_says() -> None:
     assert correction.correct(base, logs)[0, :60] == pytest.approx(np.maximum.accumulate(wanted), rel=1e-5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.floats(0.01, 2.0), st.integers(1, 8))
 def test_bounds_hold_from_update_to_update_whatever_is_asked(seed: int, change: float, updates: int) -> None:
     rng = np.random.default_rng(seed)

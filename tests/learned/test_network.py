@@ -59,7 +59,7 @@ def test_it_is_the_twin_of_the_one_in_torch(schema: ActionSchema, active: float)
             assert np.allclose(mine, other.numpy(), atol=2e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(SCHEMAS), st.integers(2, 12))
 def test_outputs_move_with_the_servers_and_free_rows_change_nothing(seed: int, schema: ActionSchema, n: int) -> None:
     rng = np.random.default_rng(seed)

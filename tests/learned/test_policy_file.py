@@ -117,7 +117,7 @@ def test_every_bit_of_the_file_matters_or_changes_nothing() -> None:
             assert same(bytes(damaged)), place
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, len(SMALL) - 1), st.integers(0, 255))
 def test_any_other_byte_anywhere_is_refused_or_the_same_policy(place: int, byte: int) -> None:
     damaged = bytearray(SMALL)
@@ -135,7 +135,7 @@ def test_a_file_cut_short_anywhere_is_refused_and_so_is_one_with_more() -> None:
             parse(SMALL + more)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_stretches_moved_or_doubled_are_refused(data: st.DataObject) -> None:
     a, b = sorted(data.draw(st.lists(st.integers(0, len(SMALL)), min_size=2, max_size=2)))
@@ -146,7 +146,7 @@ def test_stretches_moved_or_doubled_are_refused(data: st.DataObject) -> None:
         assert damaged != SMALL
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(PolicyFileError):

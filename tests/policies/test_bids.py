@@ -112,7 +112,7 @@ positive = st.floats(1e-6, 1e6)
 rows = st.lists(st.tuples(st.floats(0.0, 0.99), positive, st.floats(1.0, 3000.0)), min_size=1, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows)
 def test_bids_are_finite_not_negative_and_never_fall(servers):
     rho, mu, k = (np.array(column) for column in zip(*servers, strict=True))
@@ -122,7 +122,7 @@ def test_bids_are_finite_not_negative_and_never_fall(servers):
     assert (np.diff(curves, axis=1) >= 0).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows, st.floats(0.0, 3.0))
 def test_the_split_adds_up_and_fits(servers, load):
     _, mu, k = (np.array(column) for column in zip(*servers, strict=True))

@@ -89,7 +89,7 @@ def garbage(draw: st.DrawFn, now: float) -> Observation:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.timeout(300)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_garbage_in_the_counters_is_survived(name, data):
     policy = make(name)

@@ -116,7 +116,7 @@ def test_waiting_is_never_chosen_over_an_equal_server():
 positive = st.floats(1e-3, 1e4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(positive, st.integers(1, 300)), min_size=1, max_size=30), st.floats(0.0, 2.0))
 def test_curves_are_finite_and_monotone_and_an_idle_server_takes_a_flow_from_a_queue_long_enough(servers, rho):
     mu, k = np.array(servers, dtype=float).T

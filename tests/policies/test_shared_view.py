@@ -299,7 +299,7 @@ def test_records_that_were_lost_make_no_pairs():
     assert view._found.sum() > 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 5),
     st.integers(0, 60),

@@ -43,13 +43,13 @@ def fastest_free_worker(arrivals_ns, works, speeds, workers):
     return [fct[i] for i in range(len(works))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(flows())
 def test_the_central_queue_is_its_model(case):
     assert central_queue(*case) == pytest.approx(fastest_free_worker(*case), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(flows())
 def test_least_work_left_takes_the_first_to_finish(case):
     arrivals_ns, works, speeds, workers = case
@@ -66,7 +66,7 @@ def test_least_work_left_takes_the_first_to_finish(case):
     assert got.mean() == pytest.approx(np.mean(expected), rel=0.2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(flows())
 def test_no_mean_is_below_pooled_srpt(case):
     floor = pooled_srpt(*case).mean() - 1e-9

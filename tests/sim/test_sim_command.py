@@ -129,6 +129,7 @@ def children(group: int) -> list[str]:
     return [line for line in found.stdout.split() if not line.startswith("Z")]
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("seconds", [0.2, 3.0])
 def test_ctrl_c_ends_it_quietly_and_leaves_nobody(seconds):
     command = [sys.executable, "-m", "controlplane.cli", "sim", "balancers-6", "--jobs", "2", "--flows", "3000000"]

@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +27,15 @@ def farm() -> Iterator[Farm]:
         yield running
 
 
+def command(farm: Farm, *options: str) -> list[str]:
+    locustfile = str(ROOT / "testbed" / "locustfile.py")
+    target = f"http://{farm.addresses[0]}"
+    return [sys.executable, "-m", "locust", "-f", locustfile, "--headless", "-H", target, *options]
+
+
 def locust(farm: Farm, *options: str, **environment: str) -> tuple[int, str]:
     run = subprocess.run(
-        [
-            *(sys.executable, "-m", "locust", "-f", str(ROOT / "testbed" / "locustfile.py"), "--headless"),
-            *("-H", f"http://{farm.addresses[0]}", *options),
-        ],
+        command(farm, *options),
         capture_output=True, text=True, timeout=60, cwd=ROOT, env={**os.environ, **environment},
     )  # fmt: skip
     return run.returncode, run.stdout + run.stderr
@@ -78,3 +83,36 @@ def test_a_run_that_is_cut_short_is_partial_and_fails(farm: Farm):
     assert status == 1, said
     assert "PARTIAL: ended early" in said
     assert "of 2000 requests were sent" in said
+
+
+def all_at_once(folder: Path) -> str:
+    """A trace that two workers need 7.5 s for."""
+    trace = folder / "trace.csv"
+    trace.write_text("t,work\n" + "0,0.5\n" * 30)
+    return str(trace)
+
+
+def test_a_run_that_is_cut_while_answers_are_outstanding_is_partial_and_fails(farm: Farm, tmp_path: Path):
+    """All have left: without those that still wait the completion times would be those of the quick ones."""
+    status, said = locust(farm, "--trace", all_at_once(tmp_path), "--run-time", "2s")
+    assert status == 1, said
+    answered = figure(said, "30 of 30 requests were sent,")
+    assert answered < 30
+    assert f"PARTIAL: ended early: 30 of 30 requests were sent, {answered:.0f} answered, 0 failed" in said
+    assert farm.await_idle()
+
+
+def test_an_interrupt_while_answers_are_outstanding_is_partial_and_fails(farm: Farm, tmp_path: Path):
+    begun = farm.stats()[0]["requests"]
+    process = subprocess.Popen(
+        command(farm, "--trace", all_at_once(tmp_path)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 40
+    while farm.stats()[0]["requests"] < begun + 30 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 1, said
+    assert "PARTIAL: ended early: 30 of 30 requests were sent" in said
+    assert farm.await_idle()

@@ -11,7 +11,7 @@ from testbed.reference import central_queue, least_work_left
 SERVERS = st.lists(st.tuples(st.sampled_from([1.0, 2.0, 4.0]), st.integers(1, 3)), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(servers=SERVERS, seed=st.integers(0, 1000))
 def test_without_changes_they_agree_with_the_simulators(servers: list[tuple[float, int]], seed: int):
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ from controlplane import cli
 from testbed.farm import Farm
 from testbed.load.generator import Target, parse_url
 from testbed.processes import free_port
-from testbed.replay import capacity, source
+from testbed.replay import source
 from testbed.replay.queries import path_of
 from testbed.traces.record import Problems, TraceError, records_from
 
@@ -159,7 +159,7 @@ def test_no_query_can_break_out_of_its_request_line(text: str):
     assert not any(c <= " " or c == "\x7f" for c in path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.floats(0.001, 5)), min_size=3, max_size=40),
     st.floats(0.05, 3),
@@ -224,40 +224,6 @@ def test_what_cannot_be_replayed_is_refused_in_words(trace: str, wanted: dict[st
         source.load(source.Wanted(trace, **{"limit": 10, **wanted}))
 
 
-def test_a_load_needs_a_capacity_and_gets_it_from_the_servers(farm: Farm, capsys: pytest.CaptureFixture[str]):
-    target = f"http://{farm.addresses[0]}/"
-    common = ("poisson:mean_work=0.004,flows=200", "--target", target, "--load", "0.5", "--late-p99", "10s")
-    status, found = replay(*common)
-    assert status == 2
-    assert "--capacity" in found["error"]
-    status, found = replay(*common, "--servers", farm.addresses[0], "--late-max", "10s")
-    assert status == 0
-    assert found["load"]["capacity_per_s"] == 4.0
-    assert found["load"]["load"] == pytest.approx(0.5)
-    # 200 flows of 4 ms at half of 4 s a second: 250 a second for 0.4 s.
-    assert found["seconds"]["scheduled"] == pytest.approx(0.4, rel=0.35)
-
-
-def test_a_capacity_can_be_measured(farm: Farm):
-    status, found = replay(
-        "poisson:mean_work=0.02,flows=300", "--target", f"http://{farm.addresses[0]}/", "--limit", "50",
-        "--load", "0.5", "--capacity", "measure", "--measure-for", "1200ms", "--late-p99", "10s", "--late-max", "10s",
-    )  # fmt: skip
-    assert status == 0
-    # Two workers of speed 2; a busy machine makes them slower, and what is under way at the edges counts or not.
-    assert 2.4 < found["load"]["capacity_per_s"] < 4.4
-
-
-def test_a_capacity_is_not_taken_from_a_handful_of_answers():
-    """Sixty-four requests of 100 ms before one worker: a second has ten answers, and says little of those that come."""
-    with Farm.of_speeds([1.0], workers=1) as farm:
-        target = parse_url(f"http://{farm.addresses[0]}/")
-        with pytest.raises(TraceError, match=r"[0-9]+ answers came in 3 s.*, too few for 64 connections"):
-            capacity.measured(target, lambda _: target.get("/?d=100"), np.full(4, 0.1), seconds=0.3)
-        found = capacity.measured(target, lambda _: target.get("/?d=100"), np.full(4, 0.1), seconds=0.3, connections=8)
-        assert found == pytest.approx(1.0, rel=0.15)
-
-
 def silent(client: socket.socket) -> bool:
     client.recv(1)
     return False
@@ -302,7 +268,7 @@ def test_what_a_bad_server_does_is_an_error_of_its_class(answer: Answer | None, 
     assert status == 1
     assert found["errors"] == {error: 8}
     if answer is silent:
-        assert found["fct_at_least_ms"]["mean"] == pytest.approx(300, abs=80), "each was waited for so long"
+        assert 300 <= found["fct_at_least_ms"]["mean"] < 2000, "each was waited for so long, or longer where it is busy"
     else:
         assert found["fct_at_least_ms"] is None
     assert found["fct_ms"]["mean"] is None

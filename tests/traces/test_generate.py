@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.commands.trace import KINDS as KINDS_IN_HELP
@@ -190,7 +190,6 @@ def test_balancers_are_drawn_evenly():
     assert counts.min() > 4_700
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(list(KINDS)),
     st.integers(-(2**70), 2**70),

@@ -21,7 +21,7 @@ from testbed.traces.writer import Writer
 from tests.traces.reading import DATA, MARLLB, read_bytes
 
 FILES = ["marllb_rate_150.csv", "wikibench.txt", "wikibench_2010.txt", "azure2021.csv"]
-same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def same(a: TraceFile, b: TraceFile) -> bool:

@@ -29,7 +29,7 @@ ROWS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ROWS, st.sampled_from(NAMES), st.integers(1, 400))
 def test_every_record_survives_the_round_trip(tmp_path: Path, rows, name, chunk_bytes):
     records = np.array(sorted(rows, key=lambda row: row[0]), dtype=RECORD)
