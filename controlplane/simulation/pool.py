@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import resource_tracker
@@ -37,16 +38,25 @@ def _begin(parent: int) -> None:
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that are started here be deaf to SIGINT from their first instruction on.
+    """Let processes that are started here be deaf to SIGINT from their first instruction on: they inherit that it is
+    blocked.
 
-    It is blocked, not ignored: one that comes meanwhile is ours, and raises KeyboardInterrupt afterwards.
+    One that comes meanwhile is ours, and interrupts us afterwards, for a process that is half started is nobody's.
+    Blocking alone does not put it off: another thread may take it.
     """
     resource_tracker.ensure_running()  # which ends the block when it is started
+    came: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()  # nobody presses Ctrl-C on the others
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if ours else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def execute_all(jobs: Sequence[Job], workers: int) -> Iterator[Run]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -15,7 +16,12 @@ def test_each_item_is_answered_under_its_number():
     assert sorted(work_through(abs, [-3, 2, -1], 2)) == [(0, 3), (1, 2), (2, 1)]
 
 
-def test_an_interrupt_while_processes_are_started_is_not_lost(monkeypatch):
+@pytest.mark.parametrize("other_thread", [False, True])
+def test_an_interrupt_while_processes_are_started_is_not_lost(monkeypatch, other_thread):
+    """Neither if another thread is there to take it."""
+    over = threading.Event()
+    if other_thread:
+        threading.Thread(target=over.wait, daemon=True).start()
     submit, sent = ProcessPoolExecutor.submit, []
 
     def interrupted(self, *arguments):
@@ -31,6 +37,8 @@ def test_an_interrupt_while_processes_are_started_is_not_lost(monkeypatch):
     assert time.monotonic() - began < 30
     assert multiprocessing.active_children() == []
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    over.set()
 
 
 def test_workers_outlive_an_interrupt_of_the_terminal():
