@@ -69,8 +69,8 @@ class Run:
 
     @property
     def is_doubtful(self) -> bool:
-        """The generator was late or stood still, or others took CPU that the balancer or the servers would have had."""
-        return not self.is_valid or self.others > machine.OTHERS_LIMIT
+        """The generator was late or stood still, or others took much CPU that balancer or servers would have had."""
+        return not self.is_valid or self.others > machine.AGAIN_LIMIT
 
     @property
     def doubt(self) -> tuple[bool, float]:
