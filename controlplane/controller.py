@@ -63,7 +63,7 @@ REFUSALS = (CommandError, SegmentError, ValueError, TypeError, KeyError)
 
 def reason(error: Exception) -> str:
     """Return why a command was refused."""
-    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
 def _made(spec: str | Spec) -> Chosen | Exception | None:
@@ -87,7 +87,7 @@ class Service(threading.Thread):
         self._hurry = 0  # shadow cycles still to run
         self._reported: tuple[float, dict[str, Any]] = (0.0, {})
         self._setting: threading.Thread | None = None  # the policy that was set last
-        self._rollbacks = 0
+        self._making: set[object] = set()  # a mark of each policy that is to be set
 
     def run(self) -> None:
         """Run a cycle each interval, on a grid that does not drift; after a pause of the machine, from now on."""
@@ -137,7 +137,9 @@ class Service(threading.Thread):
 
     def set_policy(self, spec: str | Spec, done: Callable[[str | None], None], who: str) -> None:
         """Set a policy that is made beside the loop: what it imports may take seconds. In the order of calls."""
-        before, rollbacks = self._setting, self._rollbacks
+        before, mark = self._setting, object()
+        with self._lock:
+            self._making.add(mark)
 
         def make_and_swap() -> None:
             if before is not None:
@@ -145,7 +147,8 @@ class Service(threading.Thread):
             made = _made(spec)
 
             def swap(loop: ControlLoop) -> None:
-                is_gone = rollbacks != self._rollbacks
+                is_gone = mark not in self._making
+                self._making.discard(mark)
                 loop.swap(spec, done, who, ValueError(ROLLED_BACK) if is_gone else made)
 
             self._call_late(swap, done)
@@ -158,8 +161,9 @@ class Service(threading.Thread):
 
         One that is being made is not set any more; then the one in force is the policy before.
         """
-        setting, self._rollbacks = self._setting, self._rollbacks + 1
-        cancelled = setting is not None and setting.is_alive()
+        with self._lock:
+            cancelled = bool(self._making)
+            self._making.clear()
 
         def back(loop: ControlLoop) -> None:
             loop.rollback(done, who, cancelled=cancelled)

@@ -184,6 +184,20 @@ def test_a_rollback_does_not_wait_for_a_policy_that_is_being_made(segment, contr
     answer = process.answer()
     assert (answer["id"], answer["ok"], answer["error"]) == (1, False, "it was rolled back meanwhile")
     assert segment.read_directive().policy == "sed", "what was in force when it was asked for is the policy before"
+    assert process.command(cmd="rollback", service="web")["ok"]
+    assert segment.read_directive().policy == "lsq"
+
+
+def test_two_rollbacks_while_a_policy_is_being_made_go_back_one_policy(segment, controller, tmp_path):
+    process = controller(path=slow_policy(tmp_path))
+    process.start(segment)
+    assert process.command(cmd="policy", service="web", policy="sed")["ok"]
+    process.ask(json.dumps({"id": 1, "cmd": "policy", "service": "web", "policy": {"name": "slow"}}))
+    for policy in ("sed", "lsq"):
+        assert process.command(cmd="rollback", service="web")["id"] == 7
+        assert segment.read_directive().policy == policy
+    open_gate(tmp_path)
+    assert process.answer()["error"] == "it was rolled back meanwhile"
 
 
 def test_a_version_of_an_earlier_controller_is_made_beside_the_loop(segment, controller, tmp_path):
@@ -220,6 +234,13 @@ def test_a_policy_that_cannot_be_made_is_tried_once_and_refused_in_its_own_words
     refused = [event for event in process.events if event.get("what") == "refused"]
     assert ["the model is gone" in event["why"] for event in refused] == [True]
     await_cycles(segment)
+
+
+def test_an_error_without_words_is_told_by_its_name(segment, controller, tmp_path):
+    process = controller(path=slow_policy(tmp_path, "raise MemoryError\n"))
+    process.start(segment)
+    open_gate(tmp_path)
+    assert "MemoryError" in process.command(cmd="policy", service="web", policy={"name": "slow"})["error"]
 
 
 @pytest.mark.parametrize("policy", [5, None, [], {"name": 5}, {"name": "sed", "ledger": "/tmp/" + "a" * 300}])
