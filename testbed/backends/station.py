@@ -98,7 +98,7 @@ class Station:
         try:
             await job.done
         except asyncio.CancelledError:
-            if not job.started:
+            if job in self._queue:  # else it began, or was dropped at the same moment
                 self._queue.remove(job)
             self.totals.abandoned += 1
             raise

@@ -130,6 +130,20 @@ def test_a_reset_answers_those_who_wait_503():
     with_backend(Spec(), body)
 
 
+def test_a_client_may_leave_in_the_moment_of_a_reset():
+    async def body() -> None:
+        station = Station()
+        station.submit(0.01)
+        waiting = asyncio.create_task(station.serve(0.01))
+        await asyncio.sleep(0)
+        station.clear()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    clock.run(body())
+
+
 def test_the_queue_is_first_come_first_served():
     async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
         order: list[int] = []
