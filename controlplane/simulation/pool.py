@@ -82,8 +82,7 @@ def work_through(function: Callable[[T], R], items: Sequence[T], workers: int) -
             yield futures[future], future.result()
         pool.shutdown()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
-            child.join()
+        pool.shutdown(cancel_futures=True)  # waits for them, in the pool's thread: of two who wait, one learns nothing
         raise
