@@ -2,7 +2,7 @@
 
     agent      what every agent does          networks   the policy network in torch
     batch      transitions and sequences      replay     sequences with the recurrent state that was stored
-    lagrange   multipliers of constraints
+    lagrange   multipliers of constraints     surfaces   what constant corrections are worth
 
 AGENTS names them all; `agent_class(name)` imports the one that is asked for, and torch with it.
 """
@@ -19,6 +19,7 @@ AGENTS: Final[dict[str, str]] = {
     "sac": "controlplane.agents.sac:SoftActorCritic",
     "ssac": "controlplane.agents.sac:SingleSoftActorCritic",
     "dqn": "controlplane.agents.dqn:DeepQNetwork",
+    "arms": "controlplane.agents.arms:ConstantArms",
     "es": "controlplane.agents.es:EvolutionStrategy",
     "ppo": "controlplane.agents.ppo:ProximalPolicy",
     "isac": "controlplane.agents.isac:IndependentSoftActorCritic",

@@ -17,7 +17,7 @@ from controlplane import registry
 from controlplane.directive import BID_MAX, check
 from controlplane.env.orders import Orders
 from controlplane.learned.correction import decide_base
-from controlplane.policy import Observation, Policy
+from controlplane.policy import Directive, Observation, Policy
 
 # Their curves follow from weights and the number of servers and balancers.
 STATIC = frozenset({"lsq", "sed", "gsed"})
@@ -41,6 +41,7 @@ class Base:
         self._static = self.name in STATIC
         self._observe, self._orders, self._every = observe, orders, every
         self._policies: list[Policy] = [self._prototype] * rows
+        self.directives: list[Directive | None] = [None] * rows  # what each decided last
         self._steps = np.zeros(rows, dtype=np.int64)
         self._version = np.zeros(rows, dtype=np.uint64)
 
@@ -69,4 +70,5 @@ class Base:
         directive = decide_base(self._policies[row], observation, float(self._orders.window[row]))
         check(directive, observation.n_servers)
         assert directive.curves is not None
+        self.directives[row] = directive
         self._orders.base[row, : observation.n_servers] = np.minimum(directive.curves, BID_MAX)

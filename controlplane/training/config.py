@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ruamel.yaml import YAML
 
 from controlplane import registry
-from controlplane.agents import AGENTS
+from controlplane.agents import AGENTS, surfaces
 from controlplane.command import CommandError
 from controlplane.config_errors import ConfigError, Problem, did_you_mean, key_text
 from controlplane.config_yaml import Document, parse_yaml, read_yaml
@@ -307,6 +307,11 @@ def _mistakes(name: str, valid: Any) -> Iterator[tuple[Where, str]]:
     except (TypeError, ValueError) as error:
         yield ("agent",), str(error)
         return
+    if found.name == "arms":
+        try:
+            surfaces.units_of(action.schema_)
+        except ValueError as error:
+            yield ("action",), f"{error}: what agent arms corrects"
     horizon = getattr(own, "horizon", None)
     if found.on_policy and horizon is not None and horizon + 1 != training.episode:
         yield (

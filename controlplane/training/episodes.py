@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from controlplane.env.core import Core, Settings
 from controlplane.env.objective import Reward
+from controlplane.env.simulated import SimulatedSource
 from controlplane.learned.encoding import SLOPE_N, Inputs, encode
 from controlplane.learned.schema import ActionSchema
 from controlplane.training.tasks import Task
+from dataplane.simulator import World
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -120,6 +122,15 @@ class Episodes:
         self._in_flight_sum[:] = 0.0
         self._steps = 0
         self.core.prepare()
+
+    @property
+    def world(self) -> World:
+        """The first replica's farm and traffic."""
+        source = self.core.source
+        assert isinstance(source, SimulatedSource)
+        simulation = source.simulations[0]
+        assert simulation is not None
+        return simulation.world
 
     def inputs(self) -> Inputs:
         """Return what the agent's rows see now."""

@@ -43,7 +43,7 @@ class Gradient:
         torch.set_num_threads(1)
         self.agent, self.setup, self.tasks, self.seed, self.lanes = agent, setup, tasks, seed, lanes
         self.rows = rows_of(tasks, replicas // lanes)
-        self.decode, self.recorded = agent.decode, False
+        self.decode, self.recorded, self.cumulative = agent.decode, False, False
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         agent = self.agent

@@ -36,6 +36,7 @@ class Learner(Protocol):
 
     decode: str
     recorded: bool  # learns from a record alone, and sees nothing of what it is evaluated in
+    cumulative: bool  # learns each policy anew from all that it has seen: the newest is the best, whatever chance says
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         """Make a round. Until it calls hold() the learner is as it was before."""
@@ -63,7 +64,7 @@ class Evolution:
     def __init__(self, strategy: EvolutionStrategy, setup: Setup, tasks: Sequence[Task], seed: int, lanes: int) -> None:
         c = strategy.config
         self.strategy, self.setup, self.tasks, self.seed, self.lanes = strategy, setup, tasks, seed, lanes
-        self.decode, self.recorded = strategy.decode, False
+        self.decode, self.recorded, self.cumulative = strategy.decode, False, False
         self.multipliers = Multipliers(c.cost_limit, c.multiplier_rate, c.multiplier_max)
 
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:

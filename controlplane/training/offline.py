@@ -27,7 +27,7 @@ class Offline:
     def __init__(self, agent: OfflineAgent, file: str) -> None:
         """Raises CommandError when the file is no dataset, or not one for this agent."""
         torch.set_num_threads(1)
-        self.agent, self.decode, self.recorded = agent, agent.decode, True
+        self.agent, self.decode, self.recorded, self.cumulative = agent, agent.decode, True, False
         try:
             data = read_dataset(file)
             self._inputs = inputs_of(data, "observation", agent.config.interval)

@@ -161,6 +161,12 @@ def make_learner(plan: Plan, dataset: str | None = None) -> Learner:
     if issubclass(found, EvolutionStrategy):
         strategy = found(config.schema, config.agent, plan.seed)
         return Evolution(strategy, plan.setup, plan.tasks, plan.seed, t.lanes)
+    if config.name == "arms":
+        if plan.setup.constraints:
+            raise CommandError("--constraint: agent arms judges completion times alone", status=2)
+        from controlplane.training.arms import Regression
+
+        return Regression(found(config.schema, config.agent, plan.seed), plan.setup, plan.tasks, plan.seed)
     from controlplane.training.gradient import Gradient
 
     agent = found(config.schema, config.agent, plan.seed)

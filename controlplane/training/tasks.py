@@ -2,7 +2,7 @@
 
     heterogeneous-4x            a shipped scenario, or a file
     random                      2–64 servers, 1–8 balancers; speeds, workers, loads, demands, arrivals, events drawn
-    random:servers=4-16,balancers=4,load=0.8-0.95,trace=FILE
+    random:servers=4-16,balancers=4,load=0.8-0.95,workers=2-8,service=fifo,trace=FILE
 
 An episode of a scenario without events has no end of its own; events keep their place within the episode: what happens
 at half of the scenario's time happens at half of the episode.
@@ -28,6 +28,9 @@ from dataplane.simulator import world as sim
 
 RANDOM = "random"
 SERVERS_MOST, BALANCERS_MOST = 256, 8
+# Workers that servers are drawn with: as many have one as have several.
+WORKERS = (1, 1, 2, 4, 8)
+SHARING = 0.35  # part of the farms whose servers share their cores
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class RandomTask:
     servers: tuple[int, int] = (2, 64)
     balancers: tuple[int, int] = (1, 8)
     load: tuple[float, float] = (0.3, 0.97)
+    workers: tuple[int, int] = (1, 8)
+    service: str | None = None  # fifo or sharing; None: either
     trace: str | None = None
     interval: float = 0.2
 
@@ -112,8 +117,10 @@ class RandomTask:
             speeds = g.choice([1.0, 2.0, 4.0], n)
         else:
             speeds = 8.0 ** g.uniform(0.0, 1.0, n)
-        workers = g.choice([1, 1, 2, 4, 8], n) if g.uniform() < 0.3 else np.full(n, g.choice([1, 1, 2, 4, 8]))
-        service = "sharing" if g.uniform() < 0.35 else "fifo"
+        several = workers_in(self.workers)
+        workers = g.choice(several, n) if g.uniform() < 0.3 else np.full(n, g.choice(several))
+        either = "sharing" if g.uniform() < SHARING else "fifo"
+        service = self.service or either
         told = g.uniform() < 0.5  # whether the balancers know the capacities
         scale = 64.0 / float((speeds * workers).max())
         return [
@@ -142,6 +149,11 @@ class RandomTask:
 
 
 Task = ScenarioTask | RandomTask
+
+
+def workers_in(bounds: tuple[int, int]) -> list[int]:
+    """Return those of WORKERS that lie within bounds."""
+    return [k for k in WORKERS if bounds[0] <= k <= bounds[1]]
 
 
 @functools.lru_cache(maxsize=4)
@@ -225,22 +237,27 @@ def _random(name: str, interval: float) -> RandomTask:
     given: dict[str, object] = {}
     for part in filter(None, name.removeprefix(RANDOM).removeprefix(":").split(",")):
         key, equals, value = part.partition("=")
-        if key not in ("servers", "balancers", "load", "trace"):
-            known = ["servers", "balancers", "load", "trace"]
+        known = ["servers", "balancers", "load", "workers", "service", "trace"]
+        if key not in known:
             raise CommandError(f"--scenario {name}: unknown key {key!r}{did_you_mean(key, known)}", status=2)
         if not equals or not value:
             raise CommandError(f"--scenario {name}: expected {key}=VALUE", status=2)
-        given[key] = value if key == "trace" else _range(name, key, value)
+        given[key] = value if key in ("trace", "service") else _range(name, key, value)
     task = RandomTask(name, **given, interval=interval)  # type: ignore[arg-type]
     for key, (low, high), least, most in (
         ("servers", task.servers, 1, SERVERS_MOST),
         ("balancers", task.balancers, 1, BALANCERS_MOST),
         ("load", task.load, 0.01, 1.2),
+        ("workers", task.workers, 1, max(WORKERS)),
     ):
         if not least <= low <= high <= most:
             raise CommandError(
                 f"--scenario {name}: {key}: expected LOW-HIGH from {least} to {most}, not {low:g}-{high:g}", status=2
             )
+    if not workers_in(task.workers):
+        raise CommandError(f"--scenario {name}: workers: expected a range with 1, 2, 4 or 8 in it", status=2)
+    if task.service not in (None, "fifo", "sharing"):
+        raise CommandError(f"--scenario {name}: service: expected fifo or sharing, not {task.service!r}", status=2)
     if task.trace is not None:
         _check_trace(name, task.trace)
     return task

@@ -177,7 +177,7 @@ class Trainer:
         complete = [replace(e, base=self._base[self._key(job)]) for job, e in zip(jobs, results, strict=True)]
         summary = {"steps": r.steps} | summary_of(complete) | self._costs_of(complete)
         r.evaluations.append(summary)
-        is_best = r.best is None or rank(summary) < rank(r.best["evaluation"])
+        is_best = r.best is None or self.learner.cumulative or rank(summary) < rank(r.best["evaluation"])
         if is_best:
             r.best = {"parameters": parameters, "evaluation": summary}
         self._write("last.safetensors", parameters, summary)

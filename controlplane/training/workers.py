@@ -78,11 +78,9 @@ class Processes:
     def close(self) -> None:
         if self._pool is None:
             return
-        self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.terminate()
-        for child in self._children:
-            child.join()
+        self._pool.shutdown(cancel_futures=True)  # waits for them, in the pool's thread
         self._pool, self._children = None, set()
 
 
