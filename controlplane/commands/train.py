@@ -21,6 +21,7 @@ EXAMPLES = """
   vickrey train es --scenario heterogeneous-4x --seed 1 --time 10m
   vickrey train sac --scenario random:servers=4-16 --seed 1 --workers 0
   vickrey train sac --scenario balancers-2 --scenario balancers-4 --seed 1      one policy for both
+  vickrey train arms --scenario random:servers=4-16,balancers=2 --scenario balancers-2 --workers 0
   vickrey train ppo --scenario heavy-tail --set learning_rate=3e-4 --set training.replicas=32
   vickrey train es --scenario mine.yaml --from runs/es-random-seed1/policy.safetensors
   vickrey train sac --scenario heavy-tail --constraint 'utilisation<=0.8'
@@ -44,12 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="S",
         help="a scenario of `vickrey sim --list`, a YAML file, or random[:servers=2-64,balancers=1-8,load=0.3-0.97,"
-        "trace=FILE]; several times: one policy for all",
+        "workers=1-8,service=fifo,trace=FILE]; several times: one policy for all",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="control intervals, of all farms together")
     parser.add_argument("--time", metavar="T", help="end after so long: 90s, 30m, 2h")
     parser.add_argument("--out", metavar="DIR", help="folder (default runs/AGENT-SCENARIO-seedN)")
+    parser.add_argument("--name", metavar="NAME", help="the policy's, in its file (default AGENT-SCENARIO)")
+    parser.add_argument("--about", default="", metavar="TEXT", help="a description of the policy, for its file")
     parser.add_argument("--resume", metavar="DIR", help="go on with the training in this folder")
     parser.add_argument("--config", metavar="FILE", help="hyper-parameters; what it leaves out is the agent's own")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="one hyper-parameter instead")
@@ -117,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
             "--seed": args.seed is not None,
             "--out": args.out,
             "--config": args.config,
+            "--name": args.name,
+            "--about": args.about,
             "--set": args.set,
             "--from": args.begin_from,
             "--offline": args.offline,
@@ -158,25 +163,31 @@ def _request(args: argparse.Namespace) -> Request:
         offline=args.offline,
         constraints=tuple(args.constraint),
         seconds=_seconds(args.time),
+        name=args.name,
+        about=args.about,
         command=_command(args, seed),
     )
 
 
 def _command(args: argparse.Namespace, seed: int) -> str:
-    """Return the command as it is put on record: what the result depends on, and no folders of this machine."""
+    """Return the command as it is put on record: what the result depends on, and no folders of this machine but those
+    that are named from where it was given."""
     import shlex
     from pathlib import Path
 
+    def name(path: str) -> str:
+        return Path(path).name if Path(path).is_absolute() or ".." in Path(path).parts else path
+
     words = ["vickrey", "train", args.agent]
     for scenario in args.scenario:
-        words += ["--scenario", Path(scenario).name if scenario.endswith((".yaml", ".yml")) else scenario]
+        words += ["--scenario", name(scenario) if scenario.endswith((".yaml", ".yml")) else scenario]
     words += ["--seed", str(seed)]
     for option, value in (("--steps", args.steps), ("--time", args.time)):
         if value is not None:
             words += [option, str(value)]
     for option, path in (("--config", args.config), ("--from", args.begin_from), ("--offline", args.offline)):
         if path is not None:
-            words += [option, Path(path).name]
+            words += [option, name(path)]
     for option, values in (("--set", args.set), ("--constraint", args.constraint)):
         for value in values:
             words += [option, value]

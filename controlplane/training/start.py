@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ class Request:
     constraints: tuple[str, ...] = ()
     seconds: float | None = None
     command: str = ""
+    name: str | None = None
+    about: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -80,6 +83,8 @@ def constraints_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
 
 def prepare(request: Request) -> tuple[Plan, Learner]:
     """Return the plan and a learner that has learned nothing yet. Raises CommandError for whatever is wrong."""
+    if request.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request.name):
+        raise CommandError(f"--name {request.name}: expected up to 64 letters, digits, '.', '_' and '-'", status=2)
     config, parameters = configured(request)
     # An offline agent can learn without a scenario to be evaluated in.
     none = request.offline is not None and not request.scenarios
@@ -88,7 +93,9 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
     setup = setup_of(config, tasks, constraints_of(request.constraints))
     for task in tasks:
         _try_out(setup, task)
-    plan = Plan(config, tasks, setup, request.seed, request.command, commit(), request.seconds)
+    plan = Plan(
+        config, tasks, setup, request.seed, request.command, commit(), request.seconds, request.name, request.about
+    )
     learner = make_learner(plan, request.offline)
     if parameters is not None:
         try:

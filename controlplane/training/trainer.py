@@ -40,6 +40,7 @@ class Plan:
     command: str
     commit: str
     seconds: float | None = None  # stop after so long
+    name: str | None = None  # of the policy; None: after agent and scenarios
     description: str = ""
 
 
@@ -234,9 +235,9 @@ class Trainer:
     def _manifest(self, evaluation: dict[str, Any] | None) -> Manifest:
         plan, config = self.plan, self.plan.config
         scenario = " + ".join(task.name for task in plan.tasks)
-        name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name}-{scenario or 'dataset'}")[:64]
+        usual = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.name}-{scenario or 'dataset'}")[:64].strip("-")
         return Manifest(
-            name=name.strip("-"),
+            name=plan.name or usual,
             agent=config.name,
             schema=config.schema,
             ranges=self.seen.ranges(self._evaluated if not self.learner.recorded or not len(self.seen) else ()),
