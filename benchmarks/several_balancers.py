@@ -22,13 +22,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from controlplane.agents.surfaces import relative_of
 from controlplane.command import print_json
 from controlplane.directive import BID_MAX
 from controlplane.evaluation.statistics import paired_ratio
 from controlplane.evaluation.suite import Entry, load
 from controlplane.learned import correction
 from controlplane.policies.adaptive import Adaptive
-from controlplane.policy import Bools, Directive, Floats, Observation
+from controlplane.policy import Directive, Floats, Observation
 from controlplane.simulation.runs import RING_SLOTS
 from controlplane.simulation.scenario import Policy
 from controlplane.table import print_table
@@ -50,27 +51,19 @@ class Constant:
     def __init__(self, **correction: float) -> None:
         self.name = "constant"
         self.base = Adaptive()
-        self.decided: Directive = Directive(rule="lsq")  # by the base policy
         self.of = {"K": 1.0, "c": 1.0, "window": 1.0, "mu": 0.0, "k": 0.0} | correction
 
     def decide(self, observation: Observation) -> Directive:
         directive = correction.decide_base(self.base, observation, self.of["window"])
         assert directive.curves is not None
         assert directive.weights is not None
-        self.decided = directive
-        relative = self.relative(directive.weights, observation.active)
+        relative = relative_of(np.asarray(directive.weights), observation.active)
         logs = np.zeros(2 + 2 * observation.n_servers)
         logs[:2] = np.log([self.of["K"], self.of["c"]])
         logs[2::2], logs[3::2] = self.of["mu"] * relative, self.of["k"] * relative
         base = np.minimum(directive.curves, BID_MAX).astype(np.float32)
         curves = np.maximum.accumulate(correction.correct(base, logs).astype(np.float64), axis=1)
         return changed(directive, curves=curves)
-
-    @staticmethod
-    def relative(weights: Floats, active: Bools) -> Floats:
-        """Return the logarithm of each server's capacity over the geometric mean of those that are active."""
-        capacity = np.log(np.maximum(np.asarray(weights, dtype=np.float64), 1e-9))
-        return capacity - float(capacity[active].mean())
 
 
 def run(entry: Entry, policy: Any, seed: int) -> tuple[float, float]:

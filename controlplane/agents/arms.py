@@ -78,6 +78,7 @@ class ConstantArms:
         self.schema, self.config, self.seed = schema, config or ArmsConfig(), seed
         self.farms: list[Farm] = []
         torch.manual_seed(seed)
+        torch.set_num_threads(1)
         self.network = RowNetwork(schema, self.config.hidden, neutral=True)
         with torch.no_grad():
             for head in (self.network.row, self.network.all):

@@ -30,11 +30,12 @@ SMALL = (
 )
 SMALL_REPLAY = ("warmup=24", "capacity=2000", "length=4", "burn_in=2", "batch=4")
 SMALL_ES = ("pairs=2", "episodes=1")
+SMALL_ARMS = ("farms=2", "arms=1", "epochs=2")
 
 
 def changes_for(agent: str) -> tuple[str, ...]:
     """Return the changes that make a training of this agent small."""
-    own = {"es": SMALL_ES, "ppo": ("horizon=11", "length=11")}
+    own = {"es": SMALL_ES, "arms": SMALL_ARMS, "ppo": ("horizon=11", "length=11")}
     return SMALL + own.get(agent, SMALL_REPLAY)
 
 

@@ -23,6 +23,14 @@ def test_random_farms_stay_within_what_was_asked_for():
         assert world.balancers == 1
 
 
+def test_random_farms_have_the_workers_and_the_service_asked_for():
+    for world in worlds("random:servers=3-9,workers=2-4,service=sharing"):
+        assert {server.workers for server in world.servers} <= {2, 4}
+        assert {server.service for server in world.servers} == {"sharing"}
+    # Where neither is asked for they are as always: a training comes out the same.
+    assert worlds("random", 10) == worlds("random:workers=1-8", 10)
+
+
 def test_random_farms_differ_in_everything_that_is_randomised():
     found = worlds("random")
     assert len({len(world.servers) for world in found}) > 10
@@ -74,6 +82,9 @@ def test_a_recorded_trace_gives_arrivals_of_the_load_asked_for(tmp_path):
         ("random:balancers=99", "from 1 to 8"),
         ("random:trace=/nowhere/t.csv", "/nowhere/t.csv"),
         ("random:load", "expected load=VALUE"),
+        ("random:workers=3", "a range with 1, 2, 4 or 8 in it"),
+        ("random:workers=0-4", "from 1 to 8"),
+        ("random:service=lifo", "expected fifo or sharing, not 'lifo'"),
         ("heavy-tale", "did you mean 'heavy-tail'"),
         ("nowhere.yaml", "no such file"),
     ],

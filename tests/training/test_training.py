@@ -39,7 +39,7 @@ def same_policies(one, two):
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("agent", ["sac", "dqn", "ppo", "es"])
+@pytest.mark.parametrize("agent", ["sac", "dqn", "ppo", "es", "arms"])
 def test_a_short_training_leaves_a_policy_file_with_its_manifest(agent, scenario, tmp_path, capsys):  # noqa: F811
     out = train(agent, scenario, tmp_path / "run", "--seed", "3", "--steps", "150", "--json")
     parameters, manifest = read(out / "policy.safetensors")
@@ -72,6 +72,7 @@ def test_a_short_training_leaves_a_policy_file_with_its_manifest(agent, scenario
         ("isac", ["--set", "steps_per_update=5"]),
         ("es", []),
         ("ppo", []),
+        ("arms", []),
     ],
 )
 def test_a_training_that_was_resumed_ends_where_an_uninterrupted_one_does(agent, more, scenario, tmp_path):  # noqa: F811
@@ -84,7 +85,7 @@ def test_a_training_that_was_resumed_ends_where_an_uninterrupted_one_does(agent,
     assert read(whole / "last.safetensors")[1].ranges == read(half / "last.safetensors")[1].ranges
 
 
-@pytest.mark.parametrize("agent", ["sac", "es"])
+@pytest.mark.parametrize("agent", ["sac", "es", "arms"])
 def test_two_workers_train_the_same_policy_as_one(agent, scenario, tmp_path):  # noqa: F811
     one = train(agent, scenario, tmp_path / "one", "--steps", "96")
     two = train(agent, scenario, tmp_path / "two", "--steps", "96", "--workers", "2")
@@ -300,6 +301,40 @@ def test_evolution_mends_a_base_policy_that_was_told_wrong_weights(tmp_path):
     out = train("es", wrong, tmp_path / "run", "--steps", "20000", *changes)
     ratio = read(out / "policy.safetensors")[1].evaluation["ratio"]
     assert ratio < 0.8  # 0.6 or so; the seed is fixed, the arithmetic of another machine may differ in the last digit
+
+
+def test_regression_over_constant_corrections_mends_a_base_policy_of_a_poor_form(tmp_path):
+    # Shortest expected delay, (n + 1)/w, uses idle slow servers too early; a smaller c does not.
+    text = SCENARIO.replace("speed: 2, weight: 2", "count: 2, speed: 8, weight: 8").replace(
+        "count: 2, speed: 1", "count: 4"
+    )
+    changes = ["training.base={name: gsed, c: 1.0}", "episode=150", "farms=16", "arms=4", "epochs=60", "caution=0"]
+    changes += [
+        "action.bounds={mu: 1.0, balancers: 0.7, scale: 1.4}",
+        "evaluate_episodes=16",
+        "agent.learning_rate=0.01",
+    ]
+    out = train("arms", write_scenario(tmp_path, text), tmp_path / "run", "--steps", "24000", *options(tuple(changes)))
+    evaluation = read(out / "policy.safetensors")[1].evaluation
+    assert evaluation["steps"] == 24000, "the newest network is the result"
+    assert evaluation["ratio"] + evaluation["half_width"] < 1.0
+
+
+def test_what_arms_cannot_do_is_refused(scenario, tmp_path, capsys):  # noqa: F811
+    for given, said in (
+        (["--constraint", "utilisation<=0.8"], "--constraint: agent arms judges completion times alone"),
+        (["--set", "row_heads=[mu, k]"], "--set row_heads=[mu, k]: action: expected kind curves, row_heads [mu]"),
+        (["--name", "a b"], "--name a b: expected up to 64 letters"),
+    ):
+        train("arms", scenario, tmp_path / "no", *given, status=2)
+        assert said in capsys.readouterr().err
+
+
+def test_a_policy_has_the_name_and_description_it_was_given(scenario, tmp_path):  # noqa: F811
+    out = train("es", scenario, tmp_path / "run", "--steps", "48", "--name", "ours", "--about", "For our farm.")
+    assert main(["train", "--resume", str(out), "--steps", "96", "--quiet"]) == 0
+    manifest = read(out / "policy.safetensors")[1]
+    assert (manifest.name, manifest.description) == ("ours", "For our farm.")
 
 
 def test_a_sweep_trains_each_combination_and_ranks_them(scenario, tmp_path, capsys):  # noqa: F811
