@@ -123,3 +123,5 @@ RECIPES: dict[str, Recipe] = {
         steps=3_008,
     ),
 }
+# With one balancer they are those two, by another way.
+RECIPES |= {"ssac": RECIPES["sac"], "isac": RECIPES["sac"], "vdn": RECIPES["dqn"]}

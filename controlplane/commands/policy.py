@@ -159,8 +159,11 @@ def _show_file(args: argparse.Namespace) -> int:
         print()
         print_table(card.RANGE_COLUMNS, card.range_rows(manifest), "INPUTS IN TRAINING")
         print()
-        evaluated = list(card.flat(manifest.evaluation)) if manifest.evaluation else [["it was not evaluated", ""]]
-        print_table(["", ""], evaluated, "EVALUATION")
+        plain, tables = card.evaluation(manifest.evaluation or {"it was not evaluated": ""})
+        print_table(["", ""], plain, "EVALUATION")
+        for title, columns, rows in tables:
+            print()
+            print_table(columns, rows, title.upper())
     return 0
 
 

@@ -214,8 +214,26 @@ def _policies(scenario: Scenario, text: str) -> tuple[Any, ...]:
             if not key or not equals or not value:
                 raise CommandError(f"expected --policies NAME:OPTION=VALUE, not '{part}'", status=2)
             spec[key] = _value(option, value)
-        chosen.append(spec)
+        chosen.append(_told_as_its_base(scenario, spec))
     return tuple(chosen)
+
+
+def _told_as_its_base(scenario: Scenario, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy file with the weights that the scenario's own entry of its base policy is told: both are to know
+    the same. What is no such file stays."""
+    from controlplane import registry
+    from controlplane.learned.model import find
+    from controlplane.learned.policy_file import PolicyFileError, read
+
+    file = registry.spec_of(spec["name"]).get("file")
+    if file is None or "weights" in spec:
+        return spec
+    try:
+        base = spec.get("base") or read(find(file))[1].base_name
+    except PolicyFileError:
+        return spec  # told when the policy is made
+    told = {policy.weights for policy in scenario.policies if policy.name == base}
+    return spec | {"weights": told.pop()} if len(told) == 1 else spec
 
 
 def _execute(scenario: Scenario, workers: int | None) -> Sequence[Run]:

@@ -364,12 +364,15 @@ def _list(as_json: bool) -> int:
     from controlplane.command import print_json
     from controlplane.table import print_table
 
-    rows = []
+    rows, seen = [], set[str]()
     for name, place in sorted(AGENTS.items()):
-        spec = find_spec(place.partition(":")[0])
-        text = (
-            ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) if spec and spec.origin else ""
-        )
+        module, _, of = place.partition(":")
+        spec = find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else "")
+        # Of two agents in one file, the second says itself what it is.
+        own = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == of and module in seen]
+        seen.add(module)
+        text = ast.get_docstring(own[0] if own else tree)
         about = " ".join((text or "").split("\n\n")[0].split())
         rows.append([name, about or "not there"])
     if as_json:

@@ -29,6 +29,8 @@ FIELDS: Final = FEATURES
 TIMES: Final = ("fct_mean", "fct_tail")
 METRICS: Final = (*rewards.FAIRNESS, *TIMES)
 UTILISATION: Final = "utilisation"
+# A server's utilisation so long ago weighs half of its present one.
+UTILISATION_SECONDS = 10.0
 
 
 def _one_of(what: str, name: str, known: Sequence[str]) -> None:
@@ -120,6 +122,9 @@ class Scorer:
         self._fct_mean = np.full(rows, PRIOR)
         self._fct_tail = np.full(rows, PRIOR)
         self._weights = np.array([constraint.weight for constraint in self.constraints])
+        # Busy and available seconds of each server's workers, those of UTILISATION_SECONDS ago weighing half.
+        self._worked = np.zeros((2, rows // balancers, servers))
+        self._now_ns = np.zeros(rows // balancers, dtype=np.uint64)
 
     @property
     def needs_histogram(self) -> bool:
@@ -135,6 +140,8 @@ class Scorer:
         self._counters[rows] = reading.counters[rows]
         replicas = np.unique(rows // self._balancers)
         self._truth[replicas] = reading.truth[replicas]
+        self._worked[:, replicas] = 0.0
+        self._now_ns[replicas] = reading.now_ns[replicas]
         if self.needs_histogram:
             if self._histogram is None:
                 self._histogram = np.zeros_like(reading.histogram)
@@ -198,8 +205,12 @@ class Scorer:
         return costs
 
     def _utilisation(self, reading: Reading) -> Floats:
-        """Return (replicas, servers) the busy share of the workers' time since the reading before."""
+        """Return (replicas, servers) the busy share of the workers' time, of late."""
         busy, capacity = (TRUTHS.index(name) for name in ("busy_seconds", "capacity_seconds"))
         change = np.maximum(reading.truth - self._truth, 0.0)
-        there = change[:, :, capacity]
-        return np.divide(change[:, :, busy], there, out=np.zeros_like(there), where=there > 0)
+        seconds = (reading.now_ns - self._now_ns) * 1e-9
+        self._now_ns[:] = reading.now_ns
+        self._worked *= 0.5 ** (seconds / UTILISATION_SECONDS)[:, None]
+        self._worked += np.stack([change[:, :, busy], change[:, :, capacity]])
+        worked, there = self._worked
+        return np.divide(worked, there, out=np.zeros_like(there), where=there > 0)

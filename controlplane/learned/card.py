@@ -105,15 +105,22 @@ def card(path: Path, parameters: Parameters, m: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _evaluation(tree: Mapping[str, Any]) -> list[str]:
-    """Return lines: plain values as a table, lists of mappings as a table each."""
-    plain = {key: value for key, value in tree.items() if not _is_table(value)}
-    lines = _table(["", ""], list(flat(plain))) if plain else []
+def evaluation(tree: Mapping[str, Any]) -> tuple[list[Row], list[tuple[str, Row, list[Row]]]]:
+    """Return the plain values as key and text, and of each list of mappings title, columns and rows."""
+    tables = []
     for key, value in tree.items():
         if _is_table(value):
             names = list(dict.fromkeys(name for entry in value for name in entry))
             rows = [[_cell(entry.get(name)) for name in names] for entry in value]
-            lines += ["", f"### {key}", "", *_table([name.replace("_", " ") for name in names], rows)]
+            tables.append((key, [name.replace("_", " ") for name in names], rows))
+    return list(flat({key: value for key, value in tree.items() if not _is_table(value)})), tables
+
+
+def _evaluation(tree: Mapping[str, Any]) -> list[str]:
+    plain, tables = evaluation(tree)
+    lines = _table(["", ""], plain) if plain else []
+    for title, columns, rows in tables:
+        lines += ["", f"### {title}", "", *_table(columns, rows)]
     return lines
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from ruamel.yaml import YAML
 
 from controlplane import registry
@@ -34,6 +34,8 @@ from controlplane.weights import WeightLimits
 
 CONFIGS = Path(__file__).parent / "configs"
 SECTIONS = ("action", "training", "agent")
+# The action sets of MARLLB and of the Markov-potential-game paper.
+DISCRETE, WEIGHTS = (1.0, 1.5, 2.0), {"low": 1.0, "high": 2.0, "method": "clip"}
 
 Where = tuple[str | int, ...]
 
@@ -54,6 +56,14 @@ class Action(Model):
     bounds: dict[str, float] = Field(default_factory=dict)  # of env.Bounds
     rule: Literal["sed", "gsed", "alias", "wrr"] = "sed"  # of kinds discrete and weights
     limits: dict[str, Any] = Field(default_factory=dict)  # of env.WeightLimits
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        """Let the papers' kinds have the papers' sets unless others are given: {1, 1.5, 2}, and 1.0 to 2.0."""
+        usual: dict[str, dict[str, Any]] = {"discrete": {"levels": DISCRETE}, "weights": {"limits": WEIGHTS}}
+        kind = given.get("kind") if isinstance(given, dict) else None
+        return usual.get(kind, {}) | given if isinstance(kind, str) else given
 
     @property
     def schema_(self) -> ActionSchema:

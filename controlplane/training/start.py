@@ -248,6 +248,8 @@ def begin(
     folder = Folder(request.out)
     folder.create()
     write_config(folder, request, plan)
+    if not getattr(plan.config.agent, "shared", True):
+        note("shared: false: each balancer learns a network of its own; the policy file has the first balancer's")
     trainer = Trainer(plan, learner, folder, workers, note, advance)
     return trainer, trainer.run()
 

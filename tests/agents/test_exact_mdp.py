@@ -107,9 +107,14 @@ def test_gymnasium_accepts_the_environment():
         ("sac", Farm((4.0, 1.0), 0.7, 30), 0.35),
         ("dqn", Farm((4.0, 1.0), 0.7, 30), 0.35),
         ("ppo", Farm((4.0, 1.0), 0.7, 30), 0.4),
+        ("ssac", Farm((4.0, 1.0), 0.7, 30), 0.35),
+        ("isac", Farm((4.0, 1.0), 0.7, 30), 0.35),
+        ("vdn", Farm((4.0, 1.0), 0.7, 30), 0.35),
+        ("sac", Farm((4.0, 2.0, 1.0), 0.5, 14), 0.6),
         ("dqn", Farm((4.0, 2.0, 1.0), 0.5, 14), 0.35),
+        ("ppo", Farm((4.0, 2.0, 1.0), 0.5, 14), 0.4),
     ],
-    ids=["sac, 2 servers", "dqn, 2 servers", "ppo, 2 servers", "dqn, 3 servers"],
+    ids=lambda value: f"{len(value.speeds)} servers" if isinstance(value, Farm) else str(value),
 )
 def test_agents_come_within_one_per_cent_of_the_optimum(name, farm, share):
     # A third of the steps of benchmarks/exact_mdp.py, which has all agents on three farms with several seeds.

@@ -395,6 +395,22 @@ def test_adaptation_finds_what_is_better_and_a_new_controller_begins_with_it(spl
         assert shown["began_with"] != shown["values"] or len(kept) == 0
 
 
+def test_a_policy_file_is_fine_tuned_inside_its_bounds(tmp_path):
+    file = save(tmp_path / "mine.safetensors", random(scale=1.0), base="gsed")
+    policy = {"name": "learned", "file": str(file), "adapt": 4, "guard": False}
+    with Watched(policy, rate=300.0, means=(0.004, 0.02), workers=32) as farm:
+        steps = run_adapting(farm, 150.0)
+        assert steps
+        for tried in (step["tried"] for step in steps):
+            assert set(tried) == {"strength", "shift_k", "shift_c"}
+            assert 0.0 <= tried["strength"] <= 1.0
+            assert max(abs(tried["shift_k"]), abs(tried["shift_c"])) <= 0.5
+        assert farm.loop.tuner.values == {
+            name: getattr(farm.loop.chosen.policy, name) for name in farm.loop.tuner.values
+        }
+        assert farm.segment.read_directive().policy == "learned"
+
+
 def test_adaptation_keeps_no_step_that_is_worse(split):
     """From the middle every step is worse: it stays, and steps shrink."""
     with Watched({"name": "split", "first": 0.5, "adapt": 3, "guard": False}, rate=300.0) as farm:

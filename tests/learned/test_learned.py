@@ -88,6 +88,16 @@ def test_a_policy_for_several_balancers_leaves_one_alone_to_the_bit(tmp_path: Pa
     assert mine.records.tobytes() != theirs.records.tobytes(), "with several it acts"
 
 
+@pytest.mark.parametrize("servers", [2, 64, 256])
+@pytest.mark.parametrize("balancers", [1, 2, 8])
+def test_one_file_serves_any_number_of_servers_and_balancers(tmp_path: Path, servers: int, balancers: int) -> None:
+    policy = learned(save(tmp_path / "p.safetensors", random(scale=1.0), base="gsed"), fade=False)
+    world = World([Server(workers=2)] * servers, Poisson(1.0), Exponential(0.02), duration=1.0, balancers=balancers)
+    mine, theirs = (Simulation(world.at_load(0.7)).run(p, interval=0.2) for p in (policy, registry.create("gsed")))
+    assert set(mine.records["outcome"]) <= {OUTCOME_OK, OPEN}
+    assert mine.records.tobytes() != theirs.records.tobytes(), "it acts"
+
+
 def test_a_policy_that_fades_out_altogether_is_the_base_policy_to_the_bit(tmp_path: Path) -> None:
     strange = ranges(Range(50.0, 0.1, 49.9, 50.1))
     file = save(tmp_path / "p.safetensors", random(scale=2.0), ranges=strange)

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.faults.running import Load, Running, wait_until
 from tests.learned.files import oscillating, random, save
+from tests.learned.test_policy_file import PARAMETERS, forged
 
 
 def vickrey(running: Running, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +80,8 @@ def damaged(good: bytes, how: str) -> bytes:
             return good[: len(good) // 2]
         case "a bit":
             return good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
+        case "not a number":  # and signed
+            return forged(lambda tree: None, {**PARAMETERS, "enter.bias": np.full(2, np.nan, dtype=np.float32)})
         case "foreign":
             return b"\x80\x04K\x01."
         case _:
@@ -91,7 +95,7 @@ def test_a_file_that_is_not_right_is_refused_and_traffic_goes_on(balancer: Any, 
         load.run_for(50)
         before = running.get("services/web/policy")
         assert before["spec"]["file"] == str(good), "a file that a configuration names is beside it"
-        for how in ("truncated", "a bit", "foreign", "empty"):
+        for how in ("truncated", "a bit", "foreign", "empty", "not a number"):
             bad.write_bytes(damaged(good.read_bytes(), how))
             status, answer = running.request("POST", "/v1/services/web/policy", {"name": "learned", "file": str(bad)})
             assert status >= 400, how

@@ -14,6 +14,7 @@ import pytest
 
 from controlplane.cli import main
 from controlplane.simulation.scenario_file import library
+from tests.learned.files import neutral, save
 from tests.sim.test_scenarios import SMALL
 
 
@@ -62,6 +63,16 @@ def test_the_command_line_changes_policies_seeds_flows_and_load(small, capsys):
 def test_a_name_of_the_scenarios_policy_keeps_its_options(small, capsys):
     assert run(small, "--policies", "gsed", "--seeds", "1", "--jobs", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["policies"][0]["spec"] == {"name": "gsed", "c": 0.3}
+
+
+def test_a_policy_file_is_told_what_the_scenario_tells_its_base_policy(tmp_path, capsys):
+    """Else the difference is that of the weights, not of the policies."""
+    path = tmp_path / "small.yaml"
+    path.write_text(re.sub("policies:.*", "policies: [{name: adaptive, weights: equal}]\nbalancers: 2", SMALL))
+    file = save(tmp_path / "mine.safetensors", neutral(), decode="mode", base="adaptive")
+    assert run(str(path), "--policies", f"adaptive,{file}", "--seeds", "1", "--jobs", "1", "--json") == 0
+    one, other = json.loads(capsys.readouterr().out)["policies"]
+    assert one["mean"] == other["mean"]
 
 
 def test_a_report_is_one_page_and_tables(small, tmp_path, capsys):

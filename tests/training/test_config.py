@@ -25,6 +25,14 @@ def test_every_agent_has_a_file_that_loads(name):
     assert config.schema.kind == "curves"
 
 
+def test_the_papers_action_sets_are_a_word_each():
+    discrete, weights = load("sac", None, ["action.kind=discrete"]), load("sac", None, ["action.kind=weights"])
+    assert discrete.schema.levels == (1.0, 1.5, 2.0)
+    assert weights.action.limits == {"low": 1.0, "high": 2.0, "method": "clip"}
+    own = load("sac", None, ["action.kind=weights", "action.limits={low: 0.5}"])
+    assert own.action.limits == {"low": 0.5}
+
+
 def test_keys_on_the_command_line_stand_above_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("agent: {hidden: 8, gamma: 0.5}\n")

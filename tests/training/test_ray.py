@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -23,3 +25,15 @@ def test_a_local_cluster_trains_the_same_policy_as_this_process(tmp_path):
     assert main([*common, "--out", str(tmp_path / "ray"), "--ray", "--workers", "1"]) == 0
     here, there = (read(tmp_path / name / "last.safetensors")[0] for name in ("here", "ray"))
     assert all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_a_sweep_runs_each_training_as_a_task_of_a_cluster(tmp_path, capsys):
+    scenario = write_scenario(tmp_path)
+    common = ["train", "es", "--scenario", scenario, "--steps", "48", "--quiet", *options(changes_for("es"))]
+    sweep = [*common, "--out", str(tmp_path / "sweep"), "--sweep", "sigma=0.1,0.3", "--json"]
+    assert main([*sweep, "--ray", "--workers", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)["trainings"]
+    assert {tuple(one["set"]) for one in found} == {("sigma=0.1",), ("sigma=0.3",)}
+    for one in found:
+        assert one["steps"] == 48
+        read(f"{one['out']}/policy.safetensors")
