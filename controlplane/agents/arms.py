@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from controlplane.agents import surfaces
-from controlplane.agents.bounds import Number, Positive, Rate, Share, Units, Weight
+from controlplane.agents.bounds import Draws, Few, Number, Rate, Share, Spread, Units, Weight
 from controlplane.agents.networks import RowNetwork
 from controlplane.agents.surfaces import LEAST, MOST, SUM_LEAST, SUM_MOST, Arms, Farm, terms
 from controlplane.learned.encoding import GLOBAL_COLUMNS
@@ -49,15 +49,15 @@ class ArmsConfig:
     """Hyper-parameters."""
 
     hidden: Units = 16  # units of the network
-    farms: Number = 16  # of a round
-    arms: Number = 7  # corrections tried on each
+    farms: Few = 16  # of a round
+    arms: Few = 7  # corrections tried on each
     epochs: Number = 30  # passes over all farms; the network is learned anew after each round
     batch: Number = 16  # farms a step
     learning_rate: Rate = 3e-3  # of AdamW; falls along a cosine to 0
     weight_decay: Share = 0.02
-    worst: Positive = 0.15  # |y| beyond which a loss counts hardly more
-    noise: Positive = 0.015  # least standard deviation of a farm's y
-    draws: Number = 40  # surfaces that tell how sure they are
+    worst: Spread = 0.15  # |y| beyond which it counts hardly more
+    noise: Spread = 0.015  # least standard deviation of a farm's y
+    draws: Draws = 40  # surfaces that tell how sure they are
     doubt: Weight = 4.0  # standard deviations that a correction must be worth
     caution: Weight = 0.0005  # y that a unit of a correction must be worth
     shape: Weight = 0.3  # what rows pay that do not follow m, by the mean square

@@ -27,6 +27,9 @@ Part = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # a share that 
 Rate = Part  # of learning
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]  # 0: not at all
+Spread = Annotated[float, Field(ge=1e-4, le=10, allow_inf_nan=False)]  # of logarithms of ratios
+Few = Annotated[int, Field(ge=1, le=256)]  # of what each is an episode of its own, side by side
+Draws = Annotated[int, Field(ge=2, le=1000)]  # with replacement, whose spread is wanted
 Seconds = Annotated[float, Field(ge=0.001, le=3600, allow_inf_nan=False)]
 Balancers = Annotated[int, Field(ge=1, le=64)]
 

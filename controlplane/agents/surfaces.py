@@ -27,6 +27,7 @@ Singles = NDArray[np.float32]
 Halves = NDArray[np.float16]
 
 PART: Final = 0.6
+UNIT_LEAST = 0.6 * 0.01
 # Corrections that are tried lie in this box, and between these sums of −K + c + m: beyond, all are bad.
 LEAST, MOST = np.array([-1.0, -0.5, -0.4]), np.array([0.5, 1.0, 1.0])
 SUM_LEAST, SUM_MOST = -0.8, 1.3
@@ -38,6 +39,8 @@ ORDERED, QUEUES, CORES = range(3)
 REGIMES: Final = 9
 # y of a correction of one unit of which nothing is known, and how many episodes' weight that has.
 PRIOR, STRENGTH = 0.02, 1.0
+# Of fewer farms a regime has nothing but the prior: drawn with replacement, a few are always much alike.
+FEW = 8
 TERMS: Final = 9
 
 
@@ -70,12 +73,11 @@ class Farm:
 
 def units_of(schema: ActionSchema) -> Floats:
     """Return what one unit of u is, as logarithms (3,). Raises ValueError for other heads than K, c and μ."""
-    heads = schema.kind, set(schema.row_heads), set(schema.global_heads)
-    if heads != ("curves", {"mu"}, {"balancers", "scale"}):
+    if (schema.kind, schema.row_heads, sorted(schema.global_heads)) != ("curves", ("mu",), ["balancers", "scale"]):
         raise ValueError("expected kind curves, row_heads [mu] and global_heads [balancers, scale]: μ, K and c")
     units = np.array([schema.bounds["balancers"], schema.bounds["scale"], PART * schema.bounds["mu"]])
-    if not (units > 0).all():
-        raise ValueError("expected bounds of mu, balancers and scale above 0")
+    if not (units >= UNIT_LEAST).all():
+        raise ValueError("expected bounds of mu, balancers and scale of at least 0.01")
     return units
 
 
@@ -89,7 +91,10 @@ def relative_of(weights: Floats | None, active: NDArray[np.bool_]) -> Floats:
 
 
 def corrections(schema: ActionSchema, u: Floats, relative: Floats) -> tuple[Floats, Floats]:
-    """Return what corrections u (R, 3) are as values of the heads, (R, n, 1) and (R, 2). relative: (R, n)."""
+    """Return what corrections u (R, 3) are as values of the heads, (R, n, 1) and (R, 2). relative: (R, n).
+
+    Values beyond ±1 are cut in an episode: of m = 1, on servers of 5.3 times the geometric mean and more.
+    """
     logs, bounds = u * units_of(schema), schema.bounds
     of = {"balancers": logs[:, 0], "scale": logs[:, 1]}
     whole = np.stack([of[name] / bounds[name] for name in schema.global_heads], 1)
@@ -120,12 +125,12 @@ def terms(u: Any, stack: Any = np.stack) -> Any:
 def surfaces(farms: list[Arms], drawn: NDArray[np.intp], worst: float, noise: float) -> Floats:
     """Return each farm's coefficients (farms, TERMS), all of them from the episodes of those drawn.
 
-    worst: |y| beyond which a loss counts hardly more. noise: least standard deviation of a farm's y.
+    worst: |y| beyond which it counts hardly more. noise: least standard deviation of a farm's y.
     """
     out = np.empty((len(farms), TERMS))
     of = np.array([farm.regime for farm in farms])
     for regime in np.unique(of):
-        mine = [farms[i] for i in drawn if of[i] == regime]
+        mine = [farms[i] for i in drawn if of[i] == regime] if np.count_nonzero(of == regime) >= FEW else []
         depends = len(_slopes_depend_on(farms[int(np.argmax(of == regime))]))
         found = _regression(mine, depends, worst, noise)
         for i in np.flatnonzero(of == regime):

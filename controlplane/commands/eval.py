@@ -321,13 +321,15 @@ def with_progress(work: Callable[[Stage], dict[str, Any]]) -> dict[str, Any]:
 
 def _files(candidates: Sequence[Policy]) -> dict[str, str]:
     """Return the file of each candidate, by title. Raises CommandError where one is no file."""
+    from controlplane import registry
     from controlplane.command import CommandError
 
     files = {policy.title: policy.options.get("file") for policy in candidates}
+    shipped = {registry.PREFIX + name: str(path) for name, path in registry.shipped().items()}
     for title, path in files.items():
-        if not isinstance(path, str) or not path.endswith(".safetensors"):
+        if path not in shipped and (not isinstance(path, str) or not path.endswith(registry.SUFFIX)):
             raise CommandError(f"--record: {title} is no policy file with a manifest", status=2)
-    return {title: str(path) for title, path in files.items()}
+    return {title: shipped.get(str(path), str(path)) for title, path in files.items()}
 
 
 def _record(found: dict[str, Any], policy: str, path: str) -> None:

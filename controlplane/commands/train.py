@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Train a policy that corrects the best known one, in the simulator. Leaves a folder with policy.safetensors (the best
-policy by evaluation on held-out episodes, against the base policy on the same arrivals), checkpoints, progress.jsonl
-and TensorBoard's events. `vickrey train --list` shows the agents. Needs vickrey[rl]."""
+policy by evaluation on held-out episodes, against the base policy on the same arrivals; of arms the newest),
+checkpoints, progress.jsonl and TensorBoard's events. `vickrey train --list` shows the agents. Needs vickrey[rl]."""
 
 EXAMPLES = """
   vickrey train es --scenario heterogeneous-4x --seed 1 --time 10m
@@ -185,6 +185,9 @@ def _command(args: argparse.Namespace, seed: int) -> str:
     for option, value in (("--steps", args.steps), ("--time", args.time)):
         if value is not None:
             words += [option, str(value)]
+    for option, value in (("--name", args.name), ("--about", args.about or None)):
+        if value is not None:
+            words += [option, value]
     for option, path in (("--config", args.config), ("--from", args.begin_from), ("--offline", args.offline)):
         if path is not None:
             words += [option, name(path)]
@@ -263,7 +266,8 @@ def _print(folder: str, result: Result) -> None:
             rows = [[*row, *("" for _ in cost)] for row in rows] + [["all", *_ratio(best), "", *cost]]
         else:
             rows = [[*row, *cost] for row in rows]
-        print(f"best policy, after {best['steps']:,} of {result.steps:,} steps; mean FCT on held-out episodes")
+        which = "newest policy that was evaluated" if result.cumulative else "best policy"
+        print(f"{which}, after {best['steps']:,} of {result.steps:,} steps; mean FCT on held-out episodes")
         print_table(["SCENARIO", "VS BASE", "± 95 %", "EPISODES", *(_COST for _ in cost)], rows)
     print(f"{folder}/policy.safetensors")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from controlplane import registry
 from controlplane.agents.es import EvolutionStrategy
+from controlplane.agents.surfaces import units_of
 from controlplane.command import CommandError
 from controlplane.config_errors import did_you_mean
 from controlplane.env.base import STATIC
@@ -85,6 +86,10 @@ def prepare(request: Request) -> tuple[Plan, Learner]:
     """Return the plan and a learner that has learned nothing yet. Raises CommandError for whatever is wrong."""
     if request.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", request.name):
         raise CommandError(f"--name {request.name}: expected up to 64 letters, digits, '.', '_' and '-'", status=2)
+    try:
+        request.about.encode()
+    except UnicodeEncodeError:
+        raise CommandError("--about: expected text in UTF-8", status=2) from None
     config, parameters = configured(request)
     # An offline agent can learn without a scenario to be evaluated in.
     none = request.offline is not None and not request.scenarios
@@ -208,6 +213,11 @@ def _continued(config: Config, policy: str, changes: Sequence[str]) -> tuple[Con
     )
     training = config.training.model_copy(update={"base": manifest.base})
     taken = replace(config, action=action, training=training, agent=replace(config.agent, hidden=manifest.hidden))
+    if config.name == "arms":
+        try:
+            units_of(taken.schema)
+        except ValueError as error:
+            raise CommandError(f"--from {policy}: {error}: what agent arms corrects", status=2) from None
     for change in reversed(changes):  # of several of one key the last counts
         path = path_of(config.name, change)
         asked, has = (_comparable(one, path) for one in (config, taken))

@@ -54,6 +54,7 @@ class Result:
     best: dict[str, Any] | None = None  # score, parameters, evaluation
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
+    cumulative: bool = False  # the newest policy is the result, not the best by evaluation
 
 
 class Trainer:
@@ -70,7 +71,7 @@ class Trainer:
     ) -> None:
         self.plan, self.learner, self.folder, self.workers = plan, learner, folder, workers
         self.note, self.advance = note, advance
-        self.result = Result()
+        self.result = Result(cumulative=learner.cumulative)
         self.seen = Seen(plan.seed)
         self._began = 0.0  # when it would have begun, had it never been stopped
         self._evaluated: list[Sample] = []  # inputs of the last evaluation
@@ -100,7 +101,12 @@ class Trainer:
         if best is not None and self.plan.setup.constraints and "costs" not in best["evaluation"]:
             best = None  # of a time when costs were not measured: it would stand for ever as one that violates nothing
         self.result = Result(
-            int(state["steps"]), int(state["rounds"]), float(state["seconds"]), best, state["evaluations"]
+            int(state["steps"]),
+            int(state["rounds"]),
+            float(state["seconds"]),
+            best,
+            state["evaluations"],
+            cumulative=self.learner.cumulative,
         )
         self.seen = Seen.of(state["seen"])
 
@@ -193,7 +199,7 @@ class Trainer:
             f"{r.steps:>10,} steps  {r.seconds:6.0f} s  mean FCT {100 * (summary['ratio'] - 1):+.2f} % "
             f"± {100 * summary['half_width']:.2f} of {self.plan.config.training.base!s}'s"
             + "".join(f"  {name} violated by {cost:.4f}" for name, cost in summary.get("costs", {}).items())
-            + ("  (best)" if is_best else "")
+            + ("  (best)" if is_best and not self.learner.cumulative else "")
         )
 
     def _costs_of(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -224,10 +230,10 @@ class Trainer:
             return  # interrupted before anything was done
         last = r.evaluations[-1] if r.evaluations and r.evaluations[-1]["steps"] == r.steps else None
         self._write("last.safetensors", self.learner.parameters(), last)
-        if r.best is not None:
+        if r.best is not None and not self.learner.cumulative:
             self._write("policy.safetensors", r.best["parameters"], r.best["evaluation"])
         else:
-            self._write("policy.safetensors", self.learner.parameters(), None)
+            self._write("policy.safetensors", self.learner.parameters(), last)
 
     def _write(self, name: str, parameters: Parameters, evaluation: dict[str, Any] | None) -> None:
         write(self.folder.path / name, parameters, self._manifest(evaluation))

@@ -64,9 +64,11 @@ class Processes:
             self._pool = ProcessPoolExecutor(self.count, context, pool._begin, (os.getpid(),))
         try:
             before = set(multiprocessing.active_children())
-            with pool._deaf_to_interrupts():
-                futures = [self._pool.submit(run_job, job) for job in jobs]
-            self._children |= set(multiprocessing.active_children()) - before
+            try:
+                with pool._deaf_to_interrupts():
+                    futures = [self._pool.submit(run_job, job) for job in jobs]
+            finally:  # an interrupt that came meanwhile ends them, too
+                self._children |= set(multiprocessing.active_children()) - before
             return [future.result() for future in futures]
         except BrokenProcessPool:
             self.close()

@@ -3,6 +3,7 @@
  * All memory is the caller's, laid out once by carve() for the limits in the segment's header, so that nothing is allocated later
  * and a size is never computed in two places.
  */
+#include "../../shm_layout/layout.h"
 #include "core_private.h"
 
 /* Hands out pieces of the caller's memory; with base NULL it only counts. */
@@ -50,19 +51,12 @@ static void carve_book(struct carver *c, struct book *k, size_t n, size_t padded
     k->classic.servers = carve(c, n * sizeof *k->classic.servers);
 }
 
-/* The largest directive: every array, each on a line of its own. */
-static uint64_t directive_bytes(uint64_t servers, uint64_t table_slots)
-{
-    uint64_t row = sizeof(uint64_t) + sizeof(float) * (1 + CURVE_POINTS) + 2 * sizeof(uint32_t) + sizeof(struct classic_server);
-    return sizeof(struct directive) + servers * row + table_slots * sizeof(uint32_t) + 9u * 64u;
-}
-
 static void carve_all(struct carver *c, struct balancer *b, const struct segment_header *h)
 {
     size_t n = h->max_servers, padded = scan_padded(h->max_servers), table = h->table_slots;
     b->table_room = h->table_slots;
-    b->settings_room = sizeof(struct settings) + n * sizeof(struct server_entry);
-    b->directive_room = directive_bytes(n, table);
+    b->settings_room = layout_capacity(h, h->off_settings);
+    b->directive_room = layout_capacity(h, h->off_directive);
     b->limit = carve(c, n * sizeof *b->limit);
     b->open = carve(c, n * sizeof(struct flow *));
     b->ready = carve(c, n * sizeof *b->ready);

@@ -24,8 +24,7 @@ struct vector {
     struct row *rows;
     struct statistics *statistics;  /* [rows][servers][METRICS] */
     uint8_t *memory;                /* the statistics' arrays */
-    uint8_t *payload;               /* a directive with all its arrays, in this order: */
-    uint64_t off_ids, off_weights, off_keep, off_other, off_curves, end;
+    uint8_t *payload;               /* a directive with all its arrays, as arrays_of() has them */
     uint32_t *scratch;              /* of alias_build() */
 };
 
@@ -74,14 +73,36 @@ static void curves_from_weights(const struct vector_config *c, const double *wei
 
 /* ---- directives ---- */
 
+/* Where the arrays of a directive for n servers lie. */
+struct arrays {
+    uint64_t ids, weights, keep, other, curves, end;
+};
+
+static uint64_t rounded(uint64_t bytes)
+{
+    return (bytes + 7) / 8 * 8;
+}
+
+static struct arrays arrays_of(uint64_t n)
+{
+    struct arrays at = { .ids = sizeof(struct directive) };
+    at.weights = at.ids + n * sizeof(uint64_t);
+    at.keep = rounded(at.weights + n * sizeof(float));
+    at.other = rounded(at.keep + n * sizeof(uint32_t));
+    at.curves = rounded(at.other + n * sizeof(uint32_t));
+    at.end = rounded(at.curves + n * CURVE_POINTS * sizeof(float));
+    return at;
+}
+
 static int publish(struct vector *v, const struct vector_arrays *a, struct sim *sim, uint32_t row, uint32_t balancer)
 {
     const struct vector_config *c = &v->config;
     struct directive *d = (struct directive *)(void *)v->payload;
     struct balancer *b = sim->balancers[balancer];
     uint32_t n = sim->config.n_servers, mode = a->mode[row];
-    uint64_t *ids = (uint64_t *)(void *)(v->payload + v->off_ids);
-    float *weights = (float *)(void *)(v->payload + v->off_weights), *curves = (float *)(void *)(v->payload + v->off_curves);
+    struct arrays at = arrays_of(n); /* not of c->n_servers: a segment has room for a directive of its own servers */
+    uint64_t *ids = (uint64_t *)(void *)(v->payload + at.ids);
+    float *weights = (float *)(void *)(v->payload + at.weights), *curves = (float *)(void *)(v->payload + at.curves);
     uint64_t width = c->n_servers, length;
 
     memset(d, 0, sizeof *d);
@@ -92,33 +113,32 @@ static int publish(struct vector *v, const struct vector_arrays *a, struct sim *
     memcpy(d->policy, "env", 4);
     d->n_servers = n;
     d->enforcing_percent = 100;
-    d->off_ids = v->off_ids;
+    d->off_ids = at.ids;
     for (uint32_t i = 0; i < n; i++)
         ids[i] = balancer_server(b, i)->id;
     if (mode == VECTOR_CURVES || mode == VECTOR_BIDS) {
         d->rule = RULE_BIDS;
-        d->off_curves = v->off_curves;
+        d->off_curves = at.curves;
         if (mode == VECTOR_CURVES)
             curves_correct(a->base + row * width * CURVE_POINTS, a->correction + row * (2 * width + 2), n, curves);
         else
             curves_from_weights(c, a->weights + row * width, n, curves);
-        length = v->off_curves + (uint64_t)n * CURVE_POINTS * sizeof(float);
+        length = at.end;
     } else {
         d->rule = mode == VECTOR_ALIAS ? RULE_ALIAS : RULE_WRR;
-        d->off_weights = v->off_weights;
+        d->off_weights = at.weights;
         for (uint32_t i = 0; i < n; i++)
             weights[i] = (float)a->weights[row * width + i];
         if (mode == VECTOR_ALIAS) {
-            d->off_alias_keep = v->off_keep;
-            d->off_alias_other = v->off_other;
-            int error = alias_build(weights, n, (uint32_t *)(void *)(v->payload + v->off_keep),
-                                    (uint32_t *)(void *)(v->payload + v->off_other), v->scratch);
+            d->off_alias_keep = at.keep;
+            d->off_alias_other = at.other;
+            int error = alias_build(weights, n, (uint32_t *)(void *)(v->payload + at.keep),
+                                    (uint32_t *)(void *)(v->payload + at.other), v->scratch);
             if (error != 0)
                 return error;
         }
-        length = v->off_curves;
+        length = at.curves;
     }
-    length = (length + 7) / 8 * 8;
     void *segment = sim->segments[balancer];
     const struct segment_header *h = segment;
     uint32_t reason;
@@ -235,11 +255,6 @@ static void read_truth(const struct vector *v, const struct vector_arrays *a, co
 
 /* ---- the vector ---- */
 
-static uint64_t rounded(uint64_t bytes)
-{
-    return (bytes + 7) / 8 * 8;
-}
-
 struct vector *vector_create(const struct vector_config *c)
 {
     if (c->n_replicas < 1 || c->n_balancers < 1 || c->n_servers < 1 || c->n_servers > SERVERS_LIMIT || c->reservoir_slots < 1 ||
@@ -252,17 +267,11 @@ struct vector *vector_create(const struct vector_config *c)
     uint64_t rows = (uint64_t)c->n_replicas * c->n_balancers, n = c->n_servers, each = statistics_size(c->reservoir_slots);
     uint64_t reservoirs = rows * n * METRICS;
     v->config = *c;
-    v->off_ids = sizeof(struct directive);
-    v->off_weights = v->off_ids + n * sizeof(uint64_t);
-    v->off_keep = rounded(v->off_weights + n * sizeof(float));
-    v->off_other = rounded(v->off_keep + n * sizeof(uint32_t));
-    v->off_curves = rounded(v->off_other + n * sizeof(uint32_t));
-    v->end = rounded(v->off_curves + n * CURVE_POINTS * sizeof(float));
     v->sims = calloc(c->n_replicas, sizeof(struct sim *));
     v->rows = calloc(rows, sizeof *v->rows);
     v->statistics = calloc(reservoirs, sizeof *v->statistics);
     v->memory = malloc(reservoirs * each);
-    v->payload = calloc(1, v->end);
+    v->payload = calloc(1, arrays_of(n).end);
     v->scratch = malloc(3 * n * sizeof *v->scratch);
     if (v->sims == NULL || v->rows == NULL || v->statistics == NULL || v->memory == NULL || v->payload == NULL ||
         v->scratch == NULL) {

@@ -150,9 +150,18 @@ def test_farms_where_no_flow_ended_tell_nothing():
         np.testing.assert_array_equal(value, other.parameters_numpy()[name])
 
 
+def test_of_a_few_farms_nothing_is_learned():
+    """Drawn with replacement, a few farms look surer than they are."""
+    found = [farm.arms for farm in farms(lambda kind: bowl([0.4, 0.4, 0.4]), number=14, noise=0.05)]
+    drawn = surfaces.doubted(found, np.random.default_rng(1), 10, worst=0.15, noise=0.015)
+    worth = drawn @ surfaces.terms(surfaces.draw(np.random.default_rng(5), 50)).T
+    assert (worth > 0).all()
+
+
 @pytest.mark.parametrize(
     "changed",
     [
+        {"row_heads": ("mu", "mu")},
         {"row_heads": ("mu", "k")},
         {"global_heads": ("balancers", "scale", "window")},
         {"kind": "weights"},

@@ -8,6 +8,7 @@ import pytest
 
 from controlplane.env.simulated import SimulatedSource
 from controlplane.observation import Observer
+from dataplane._dataplane import lib
 from dataplane.simulator import Crash, Poisson, Server, World
 from shm_layout.features import read_features
 from tests.c_build import ASAN_UBSAN, ROOT, SEGMENT_SOURCES, build_c, has_compiler, run_c
@@ -52,6 +53,22 @@ def test_features_are_those_of_the_controllers_reader(slots):
         assert (reading.histogram[0] == observation.histogram.sum(axis=0)).all()
         assert not reading.features[0, 6:].any()
         assert not reading.active[0, 6:].any()
+
+
+@pytest.mark.parametrize("servers", [1, 4, 13, 200])
+def test_in_a_wide_environment_no_directive_is_refused(servers):
+    """Worlds have other numbers of servers than the environment has rows."""
+    world = World([Server()] * servers, Poisson(1.0), farm().demand, duration=1e6).at_load(0.5)
+    source = source_of(world, servers=256)
+    source.reset(generators(1))
+    for mode in (lib.VECTOR_CURVES, lib.VECTOR_BIDS, lib.VECTOR_ALIAS, lib.VECTOR_WRR):
+        source.orders.mode[:] = mode
+        for _ in range(3):
+            source.step()
+    (worker,) = source.simulations[0].segments[0].read_workers()
+    assert worker["rejected"].sum() == 0
+    assert worker["directive_sequence"] >= 11  # the last one is adopted with the next flow
+    assert not worker["fallback_active"]
 
 
 def test_features_stay_right_over_many_half_lives():

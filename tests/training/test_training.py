@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from controlplane.learned.schema import ActionSchema
 from controlplane.training.checkpoints import Folder
 from controlplane.training.episodes import Episodes, Outcome, Setup, Tally
 from controlplane.training.jobs import Costs, EvaluateJob, MembersJob
-from controlplane.training.start import TrainJob
+from controlplane.training.start import TrainJob, prepare, read_request
 from controlplane.training.tasks import tasks_of
-from controlplane.training.trainer import Result, rank
+from controlplane.training.trainer import Result, Trainer, rank
+from controlplane.training.workers import Here
 from tests.training.small import SCENARIO, TORCH, changes_for, options, scenario, write_scenario  # noqa: F401
 
 pytest.importorskip("torch", reason=TORCH)
@@ -320,11 +322,35 @@ def test_regression_over_constant_corrections_mends_a_base_policy_of_a_poor_form
     assert evaluation["ratio"] + evaluation["half_width"] < 1.0
 
 
+def test_a_policy_of_arms_is_the_newest_also_when_it_was_not_evaluated(scenario, tmp_path):  # noqa: F811
+    """Chance does not choose, and an interrupt does not bring back the one before anything was learned."""
+    out = train("arms", scenario, tmp_path / "run", "--steps", "240", "--set", "farms=10")
+    folder = Folder(out)
+    state = folder.load(folder.newest())
+    assert len(state["evaluations"]) == 2
+    state["best"] = {"parameters": state["learner"]["start"], "evaluation": state["evaluations"].pop(0)}
+    state["evaluations"].clear()
+    folder.save(int(folder.newest().name), state, keep=3)
+    plan, learner = prepare(replace(read_request(folder), file=str(out / "hyper-parameters.yaml")))
+    trainer = Trainer(plan, learner, folder, Here(), lambda text: None, lambda share, text: None)
+    trainer.load_state_dict(folder.load(folder.newest()))
+    (out / "policy.safetensors").unlink()
+    trainer._write_files()
+    assert same_policies(out / "policy.safetensors", out / "last.safetensors")
+    assert read(out / "policy.safetensors")[1].evaluation is None
+
+
 def test_what_arms_cannot_do_is_refused(scenario, tmp_path, capsys):  # noqa: F811
+    other = train("es", scenario, tmp_path / "es", "--steps", "48")
     for given, said in (
         (["--constraint", "utilisation<=0.8"], "--constraint: agent arms judges completion times alone"),
         (["--set", "row_heads=[mu, k]"], "--set row_heads=[mu, k]: action: expected kind curves, row_heads [mu]"),
+        (["--set", "noise=1e-200"], "--set noise=1e-200: agent.noise: expected"),
+        (["--set", "draws=1"], "--set draws=1: agent.draws: expected"),
+        (["--set", "arms=1000000"], "--set arms=1000000: agent.arms: expected"),
         (["--name", "a b"], "--name a b: expected up to 64 letters"),
+        (["--about", "\udcff"], "--about: expected text in UTF-8"),
+        (["--from", str(other / "policy.safetensors")], "expected kind curves, row_heads [mu]"),
     ):
         train("arms", scenario, tmp_path / "no", *given, status=2)
         assert said in capsys.readouterr().err
