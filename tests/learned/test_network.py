@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.learned.encoding import GLOBAL_COLUMNS, SERVER_COLUMNS, Inputs
-from controlplane.learned.network import Network, decide
+from controlplane.learned.network import SILENT, Network, decide
 from controlplane.learned.schema import ActionSchema
 from tests.learned.files import CURVES, random, save
 
@@ -85,11 +85,21 @@ def test_outputs_move_with_the_servers_and_free_rows_change_nothing(seed: int, s
     assert np.allclose(w_whole[..., : whole.shape[-1]], whole, atol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "value"), [(0.509, 0.0), (0.511, 0.002 / 0.98), (0.489, -0.002 / 0.98), (1.0, 1.0)])
+def test_a_mean_correction_next_to_none_is_none_and_nothing_jumps(share: float, value: float) -> None:
+    """Two levels, −1 and 1, so that the mean is 2·share − 1: below 0.02 it is nothing, to the bit."""
+    schema = ActionSchema(levels=(-1.0, 1.0), row_heads=("mu",), global_heads=())
+    logits = np.log(np.array([[[[1 - share + 1e-30, share]]]], dtype=np.float32))
+    found = float(decide(schema, logits, np.zeros((1, 0, 2), dtype=np.float32), "mean")[0].item())
+    assert found == pytest.approx(value, abs=1e-5)
+    assert (found == 0.0) == (value == 0.0)
+
+
 def test_levels_and_their_means() -> None:
     rows = np.log(np.array([[[[0.1, 0.2, 0.4, 0.2, 0.1], [1e-9, 1e-9, 1e-9, 0.5, 0.5]]]], dtype=np.float32))
     whole = np.zeros((1, 3, 5), dtype=np.float32)
     mean, of_all = decide(CURVES, rows, whole, "mean")
-    assert mean.ravel() == pytest.approx([0.0, 0.75], abs=1e-6)
+    assert mean.ravel() == pytest.approx([0.0, (0.75 - SILENT) / (1 - SILENT)], abs=1e-6)
     assert of_all.ravel() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
     assert decide(CURVES, rows, whole, "mode")[0].ravel() == pytest.approx([0.0, 0.5])
 
