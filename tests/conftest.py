@@ -14,9 +14,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("vickrey", deadline=None)
+# Asked twice, a method is called of two instances.
+settings.register_profile("vickrey", deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 settings.load_profile("vickrey")
 
 REAL_PROCESSES = {"socket", "faults", "testbed", "controlplane", "shm_layout", "test_live.py", "test_interrupt.py"}
