@@ -27,7 +27,7 @@ Singles = NDArray[np.float32]
 Halves = NDArray[np.float16]
 
 PART: Final = 0.6
-UNIT_LEAST = 0.6 * 0.01
+UNIT_LEAST = PART * 0.01
 # Corrections that are tried lie in this box, and between these sums of −K + c + m: beyond, all are bad.
 LEAST, MOST = np.array([-1.0, -0.5, -0.4]), np.array([0.5, 1.0, 1.0])
 SUM_LEAST, SUM_MOST = -0.8, 1.3
@@ -35,8 +35,6 @@ SUM_LEAST, SUM_MOST = -0.8, 1.3
 # What is known of the base policy's bids and of the servers: bids come from the own flows, in order (shared_view.py);
 # servers where flows queue; servers whose flows share the cores.
 ORDERED, QUEUES, CORES = range(3)
-# Farms with one balancer, with two, and with more are regimes of their own.
-REGIMES: Final = 9
 # y of a correction of one unit of which nothing is known, and how many episodes' weight that has.
 PRIOR, STRENGTH = 0.02, 1.0
 # Of fewer farms a regime has nothing but the prior: drawn with replacement, a few are always much alike.
@@ -102,7 +100,7 @@ def corrections(schema: ActionSchema, u: Floats, relative: Floats) -> tuple[Floa
 
 
 def regime_of(kind: int, balancers: int) -> int:
-    """Return the regime of a farm, below REGIMES. kind: ORDERED, QUEUES or CORES."""
+    """Return the regime of a farm: its kind, ORDERED, QUEUES or CORES, with one balancer, with two, or with more."""
     return 3 * (min(balancers, 3) - 1) + kind
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,3 +80,28 @@ def test_a_sweep_over_ray_trains_as_many_at_a_time_as_there_are_cores(ray, scena
     common = ["train", "es", "--scenario", scenario, "--out", str(tmp_path / "run"), *options(changes_for("es"))]
     assert main([*common, "--steps", "24", "--sweep", "sigma=0.1,0.2", "--ray"]) == 0
     assert f"2 trainings, {CORES} at a time" in capsys.readouterr().err
+
+
+class Asleep:
+    """A job that takes long."""
+
+    def run(self) -> None:
+        time.sleep(60.0)
+
+
+@pytest.mark.live
+def test_an_interrupt_while_the_processes_are_started_ends_them_and_their_jobs(monkeypatch):
+    submit, sent = ProcessPoolExecutor.submit, []
+
+    def interrupted(self, *arguments):
+        found = submit(self, *arguments)
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return found
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    before, began = set(multiprocessing.active_children()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Processes(2).map([Asleep(), Asleep()])
+    assert time.monotonic() - began < 30
+    assert set(multiprocessing.active_children()) <= before
