@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="S",
         help="a scenario of `vickrey sim --list`, a YAML file, or random[:servers=2-64,balancers=1-8,load=0.3-0.97,"
-        "workers=1-8,service=fifo,trace=FILE]; several times: one policy for all",
+        "workers=1-8,service=fifo,changes=8-16,trace=FILE]; several times: one policy for all",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="control intervals, of all farms together")

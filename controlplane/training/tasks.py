@@ -2,7 +2,7 @@
 
     heterogeneous-4x            a shipped scenario, or a file
     random                      2–64 servers, 1–8 balancers; speeds, workers, loads, demands, arrivals, events drawn
-    random:servers=4-16,balancers=4,load=0.8-0.95,workers=2-8,service=fifo,trace=FILE
+    random:servers=4-16,balancers=4,load=0.8-0.95,workers=2-8,service=fifo,changes=8-16,trace=FILE
 
 An episode of a scenario without events has no end of its own; events keep their place within the episode: what happens
 at half of the scenario's time happens at half of the episode.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.command import CommandError
 from controlplane.config_errors import ConfigError, did_you_mean
@@ -30,6 +31,7 @@ RANDOM = "random"
 SERVERS_MOST, BALANCERS_MOST = 256, 8
 # Workers that servers are drawn with: as many have one as have several.
 WORKERS = (1, 1, 2, 4, 8)
+CHANGES_MOST = 1000
 SHARING = 0.35  # part of the farms whose servers share their cores
 
 
@@ -73,6 +75,7 @@ class RandomTask:
     load: tuple[float, float] = (0.3, 0.97)
     workers: tuple[int, int] = (1, 8)
     service: str | None = None  # fifo or sharing; None: either
+    changes: tuple[int, int] | None = None  # of speeds, in an episode; None: one in a fifth of them, or else a crash
     trace: str | None = None
     interval: float = 0.2
 
@@ -105,7 +108,7 @@ class RandomTask:
         )
         if not trace:
             world = world.at_load(rho)
-        return replace(world, events=_events(g, farm, seconds))
+        return replace(world, events=self._events(g, farm, seconds))
 
     def _farm(self, g: np.random.Generator, n: int) -> list[sim.Server]:
         kind = g.integers(4)
@@ -132,6 +135,22 @@ class RandomTask:
             )
             for speed, k in zip(speeds, workers, strict=True)
         ]
+
+    def _events(self, g: np.random.Generator, farm: Sequence[sim.Server], seconds: float) -> list[sim.Event]:
+        """Return as many changes of speeds as wanted, or, where nothing is said, nothing in most episodes, else a
+        change of speeds, or a crash and a recovery."""
+        if self.changes is not None:
+            number = int(g.integers(self.changes[0], self.changes[1] + 1))
+            return _changes(g, farm, np.sort(g.uniform(0.0, seconds, number)))
+        n, chance = len(farm), g.uniform()
+        at = float(seconds * g.uniform(0.3, 0.7))
+        if chance < 0.2:
+            return _changes(g, farm, np.array([at]))
+        if chance < 0.3 and n >= 8:
+            slot = int(g.integers(n))
+            back = at + float(seconds * g.uniform(0.05, 0.2))
+            return [sim.Crash(at, slot), sim.Recover(back, slot)]
+        return []
 
     def _window(self, g: np.random.Generator, rate: float, seconds: float) -> sim.Arrivals:
         """Return a part of the recorded trace, its mean rate brought to `rate` for long enough."""
@@ -191,18 +210,18 @@ def _arrivals(g: np.random.Generator, seconds: float) -> sim.Arrivals:
     return sim.Poisson(1.0)
 
 
-def _events(g: np.random.Generator, farm: Sequence[sim.Server], seconds: float) -> list[sim.Event]:
-    """Return nothing in most episodes, else a change of speeds that keeps the capacity, or a crash and a recovery."""
-    n, chance = len(farm), g.uniform()
-    at = float(seconds * g.uniform(0.3, 0.7))
-    if chance < 0.2:
-        shuffled = g.permutation(n)
-        return [sim.SpeedChange(at, i, farm[int(j)].speed) for i, j in enumerate(shuffled) if farm[int(j)] != farm[i]]
-    if chance < 0.3 and n >= 8:
-        slot = int(g.integers(n))
-        back = at + float(seconds * g.uniform(0.05, 0.2))
-        return [sim.Crash(at, slot), sim.Recover(back, slot)]
-    return []
+def _changes(g: np.random.Generator, farm: Sequence[sim.Server], times: NDArray[np.float64]) -> list[sim.Event]:
+    """Return changes of speeds: each time, servers of as many workers draw each other's, which keeps the capacity."""
+    speeds = np.array([server.speed for server in farm])
+    workers = np.array([server.workers for server in farm])
+    events: list[sim.Event] = []
+    for at in times:
+        drawn = speeds.copy()
+        for k in np.unique(workers):
+            drawn[workers == k] = g.permutation(speeds[workers == k])
+        events += [sim.SpeedChange(float(at), int(i), float(drawn[i])) for i in np.flatnonzero(drawn != speeds)]
+        speeds = drawn
+    return events
 
 
 def tasks_of(names: Sequence[str], interval: float, *, hide_weights: bool = False) -> tuple[Task, ...]:
@@ -237,7 +256,7 @@ def _random(name: str, interval: float) -> RandomTask:
     given: dict[str, object] = {}
     for part in filter(None, name.removeprefix(RANDOM).removeprefix(":").split(",")):
         key, equals, value = part.partition("=")
-        known = ["servers", "balancers", "load", "workers", "service", "trace"]
+        known = ["servers", "balancers", "load", "workers", "service", "changes", "trace"]
         if key not in known:
             raise CommandError(f"--scenario {name}: unknown key {key!r}{did_you_mean(key, known)}", status=2)
         if not equals or not value:
@@ -249,6 +268,7 @@ def _random(name: str, interval: float) -> RandomTask:
         ("balancers", task.balancers, 1, BALANCERS_MOST),
         ("load", task.load, 0.01, 1.2),
         ("workers", task.workers, 1, max(WORKERS)),
+        ("changes", task.changes or (0, 0), 0, CHANGES_MOST),
     ):
         if not least <= low <= high <= most:
             raise CommandError(

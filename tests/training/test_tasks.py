@@ -31,6 +31,24 @@ def test_random_farms_have_the_workers_and_the_service_asked_for():
     assert worlds("random", 10) == worlds("random:workers=1-8", 10)
 
 
+def test_random_farms_change_as_often_as_asked_for_and_keep_their_capacity():
+    for world in worlds("random:servers=3-9,changes=3-5"):
+        speeds = [server.speed for server in world.servers]
+        times = sorted({event.at for event in world.events})
+        assert len(times) <= 5
+        assert all(0.0 <= at <= 20.0 for at in times)
+        capacity = sum(server.capacity for server in world.servers)
+        for at in times:
+            for event in world.events:
+                assert isinstance(event, SpeedChange)
+                if event.at == at:
+                    speeds[event.server] = event.speed
+            now = sum(speed * server.workers for speed, server in zip(speeds, world.servers, strict=True))
+            assert now == pytest.approx(capacity)
+    assert max(len({event.at for event in world.events}) for world in worlds("random:servers=3-9,changes=3-5")) == 5
+    assert not any(world.events for world in worlds("random:servers=3-9,changes=0"))
+
+
 def test_random_farms_differ_in_everything_that_is_randomised():
     found = worlds("random")
     assert len({len(world.servers) for world in found}) > 10
@@ -84,6 +102,8 @@ def test_a_recorded_trace_gives_arrivals_of_the_load_asked_for(tmp_path):
         ("random:load", "expected load=VALUE"),
         ("random:workers=3", "a range with 1, 2, 4 or 8 in it"),
         ("random:workers=0-4", "from 1 to 8"),
+        ("random:changes=often", "expected whole numbers"),
+        ("random:changes=9-4", "expected LOW-HIGH"),
         ("random:service=lifo", "expected fifo or sharing, not 'lifo'"),
         ("heavy-tale", "did you mean 'heavy-tail'"),
         ("nowhere.yaml", "no such file"),
