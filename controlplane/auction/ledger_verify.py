@@ -159,7 +159,12 @@ class _Walk:
                 self._read(file, head)
             self._judge_end(head)
             if not self.anchored and self.first == 0:
-                raise _Fault(self.next or 0, 0, f"no record has the hash {self.anchor}: the chain was written anew")
+                raise _Fault(
+                    self.next or 0,
+                    0,
+                    f"no record has the hash {self.anchor}: the chain was written anew, or it ends before that record, "
+                    "which a later file may have",
+                )
         except _Fault as fault:
             return Verdict(
                 False, self.records, self.hash, fault.index, str(self.file), fault.line or None, fault.why,

@@ -127,9 +127,13 @@ def save_png(drawn: Sequence[Panel], folder: Path, title: str) -> Iterator[Path]
     from matplotlib.figure import Figure
 
     def save(figure: Any, name: str) -> Path:
-        path = folder / f"{name}.png"
+        path, part = folder / f"{name}.png", folder / f".{name}.part"
         figure.set_canvas(FigureCanvasAgg(figure))
-        figure.savefig(path)
+        try:
+            figure.savefig(part, format="png")
+            part.replace(path)  # an interrupt leaves no half a picture
+        finally:
+            part.unlink(missing_ok=True)
         return path
 
     for panel in drawn:
