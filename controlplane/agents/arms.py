@@ -58,7 +58,7 @@ class ArmsConfig:
     worst: Spread = 0.15  # |y| beyond which it counts hardly more
     noise: Spread = 0.015  # least standard deviation of a farm's y
     draws: Draws = 40  # surfaces that tell how sure they are
-    doubt: Weight = 6.0  # standard deviations that a correction must be worth
+    doubt: Weight = 2.0  # standard deviations that a correction must be worth
     caution: Weight = 0.0005  # y that a unit of a correction must be worth
     shape: Weight = 0.3  # what rows pay that do not follow m, by the mean square
 

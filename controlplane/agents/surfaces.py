@@ -7,7 +7,9 @@
                     = s·(K, c, m) + q·(K², c², m², Kc, Km, cm)
 
 One episode says of one farm what is mostly chance. So the farms of a regime are taken together: they have one q, and
-slopes s that depend on the load and, from three balancers on, on their number. Ridge regression towards a PRIOR by
+slopes s that depend on the load and, from three balancers on, on their number. All y of a farm share the chance of the
+base policy's episode, so that they count from the farm's mean, the base's 0 in it (generalised least squares, where all
+episodes have as much of it). Ridge regression towards a PRIOR by
 which every correction costs: where few farms were seen, nothing is worth doing. Drawing the farms anew with replacement
 (Efron's bootstrap, 1979) tells how sure a surface is.
 """
@@ -150,10 +152,11 @@ def _regression(farms: list[Arms], depends: int, worst: float, noise: float) -> 
         return prior
     x, y, weight = [], [], []
     for farm in farms:
-        t = terms(farm.u)
+        t = terms(np.concatenate([np.zeros((1, 3)), farm.u]))  # the base policy's first
         slopes = (t[:, :3, None] * _slopes_depend_on(farm)).reshape(len(t), -1)
-        x.append(np.hstack([slopes, t[:, 3:]]))
-        y.append(worst * np.tanh(farm.y / worst))
+        known, found = np.hstack([slopes, t[:, 3:]]), worst * np.tanh(np.concatenate([[0.0], farm.y]) / worst)
+        x.append(known - known.mean(axis=0))
+        y.append(found - found.mean())
         # A farm whose episodes differ much says little.
         weight.append(np.full(len(t), 1.0 / (noise**2 + float(np.var(y[-1])))))
     matrix, target, w = np.concatenate(x), np.concatenate(y), np.concatenate(weight)

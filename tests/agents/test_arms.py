@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,6 +80,17 @@ def test_a_surface_of_second_degree_is_found_again_from_many_farms():
     np.testing.assert_allclose(table.mean(axis=0), [0.02, -0.03, -0.01, 0.05, 0.05, 0.05, 0, 0, 0], atol=0.004)
 
 
+def test_the_base_policys_chance_which_all_ratios_share_is_not_taken_for_worth():
+    """y is a ratio to one episode of the base policy: an unlucky one makes every correction look good."""
+    truth, generator, found = bowl([-0.2, 0.3, 0.1]), np.random.default_rng(7), []
+    for farm in farms(lambda kind: truth, noise=0.002):
+        found.append(replace(farm.arms, y=farm.arms.y + 0.1 * generator.standard_normal()))
+    u = surfaces.draw(np.random.default_rng(5), 200)
+    worth = surfaces.surfaces(found, np.arange(60), worst=10.0, noise=0.015) @ surfaces.terms(u).T
+    # 0.02 to 0.03 if the ratios counted each for itself
+    assert np.sqrt(np.mean((worth - [truth(one) for one in u]) ** 2)) < 0.01
+
+
 def test_where_nothing_is_known_every_correction_costs():
     found = [farm.arms for farm in farms(lambda kind: bowl([0.3, 0, 0]), number=2)]
     table = surfaces.surfaces(found, np.array([], dtype=np.intp), worst=0.15, noise=0.015)
@@ -96,7 +109,9 @@ def test_more_episodes_leave_less_doubt():
 
 def test_the_network_learns_each_regimes_own_correction_where_it_can_tell_them_apart():
     best = {ORDERED: [-0.5, 0.3, 0.2], QUEUES: [0.3, -0.2, 0.0]}
-    means = learned(farms(lambda kind: bowl(best[kind])), epochs=120, learning_rate=0.01, doubt=0.0)
+    means = learned(
+        farms(lambda kind: bowl(best[kind], depth=0.1)), worst=1.0, epochs=120, learning_rate=0.01, doubt=0.0
+    )
     for kind, centre in best.items():
         np.testing.assert_allclose(means[kind], centre, atol=0.12)
 
@@ -104,10 +119,14 @@ def test_the_network_learns_each_regimes_own_correction_where_it_can_tell_them_a
 def test_what_the_episodes_leave_in_doubt_is_not_done():
     """What costs as much in one regime as it gains in the other, and episodes of pure chance."""
     truth = bowl([0.0, 0.4, 0.0], depth=0.03)
-    sure = learned(farms(lambda kind: truth, number=80, noise=0.002), epochs=60, learning_rate=0.01)
-    unsure = learned(farms(lambda kind: truth, number=80, noise=0.5), epochs=60, learning_rate=0.01)
-    assert sure[ORDERED][1] > 0.25
-    assert abs(unsure[ORDERED]).max() < 0.1
+
+    def done(noise, doubt):
+        found = farms(lambda kind: truth, number=80, noise=noise)
+        return learned(found, epochs=60, learning_rate=0.01, doubt=doubt)[ORDERED]
+
+    assert done(0.002, 6.0)[1] > 0.25
+    assert abs(done(0.5, 6.0)).max() < 0.1
+    assert abs(done(0.5, 0.0)).max() > 0.3
 
 
 def test_no_correction_is_where_it_begins():
