@@ -113,7 +113,7 @@ def test_the_network_learns_each_regimes_own_correction_where_it_can_tell_them_a
         farms(lambda kind: bowl(best[kind], depth=0.1)), worst=1.0, epochs=120, learning_rate=0.01, doubt=0.0
     )
     for kind, centre in best.items():
-        np.testing.assert_allclose(means[kind], centre, atol=0.12)
+        np.testing.assert_allclose(means[kind], centre, atol=0.15)
 
 
 def test_what_the_episodes_leave_in_doubt_is_not_done():
