@@ -9,9 +9,9 @@
 One episode says of one farm what is mostly chance. So the farms of a regime are taken together: they have one q, and
 slopes s that depend on the load and, from three balancers on, on their number. All y of a farm share the chance of the
 base policy's episode, so that they count from the farm's mean, the base's 0 in it (generalised least squares, where all
-episodes have as much of it). Ridge regression towards a PRIOR by
-which every correction costs: where few farms were seen, nothing is worth doing. Drawing the farms anew with replacement
-(Efron's bootstrap, 1979) tells how sure a surface is.
+episodes have as much of it). Ridge regression towards a PRIOR by which every correction costs: where few farms were
+seen, nothing is worth doing. Drawing the farms anew with replacement (Efron's bootstrap, 1979) tells how sure a surface
+is.
 """
 
 from __future__ import annotations

@@ -28,10 +28,9 @@ from dataplane.simulator import World
 from dataplane.simulator import world as sim
 
 RANDOM = "random"
-SERVERS_MOST, BALANCERS_MOST = 256, 8
+SERVERS_MOST, BALANCERS_MOST, CHANGES_MOST = 256, 8, 1000
 # Workers that servers are drawn with: as many have one as have several.
 WORKERS = (1, 1, 2, 4, 8)
-CHANGES_MOST = 1000
 SHARING = 0.35  # part of the farms whose servers share their cores
 
 
