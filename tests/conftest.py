@@ -10,7 +10,9 @@ Whoever starts the tests in the background may have them ignore Ctrl-C, and with
 which some are to be ended so: they do not.
 """
 
+import os
 import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.live)
         if item.get_closest_marker("live"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture
+def interrupted_while_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes right after the first piece of work was handed to a pool of processes."""
+    submit, sent = ProcessPoolExecutor.submit, []
+
+    def interrupted(self, *arguments):
+        found = submit(self, *arguments)
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return found
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from controlplane.auction import outputs
@@ -101,6 +102,23 @@ def test_a_folder_gets_every_plot_and_table(capsys, tmp_path):
     assert (last["round"], last["server"]) == ("30", "19")
     assert float(last["load"]) == pytest.approx(result["servers"][-1]["load"], rel=1e-5)
     assert float(last["shapley"]) == pytest.approx(result["servers"][-1]["capacity"] - float(last["load"]), rel=1e-4)
+
+
+def test_an_interrupt_leaves_the_pictures_whole(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: needs vickrey[testbed]")
+    from matplotlib.figure import Figure
+
+    from controlplane.auction.plots import Panel, save_png
+
+    def half(self, path, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "loads.png").write_bytes(b"whole")
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(KeyboardInterrupt):
+        list(save_png([Panel("loads", "Loads", "flows", np.arange(3), [])], tmp_path, "title"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("loads.png", b"whole")]
 
 
 def test_the_example_runs_and_options_take_precedence(capsys):

@@ -126,6 +126,17 @@ def test_an_anchor_that_a_whole_chain_does_not_have_is_an_accusation(tmp_path: P
     assert main(["auction", "verify", str(tmp_path / "l"), "--anchor", "ab" * 32]) == 1
 
 
+def test_an_anchor_that_a_later_file_has_may_be_missing_from_an_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    with Ledger(path, max_bytes=4096, keep=9) as ledger:
+        for i in range(60):
+            ledger.append("round", round=i)
+            ledger.flush()
+    verdict = verify(path.with_name("l.1"), verify(path).head)
+    assert not verdict.ok
+    assert "a later file" in verdict.why
+
+
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -16,21 +15,13 @@ def test_each_item_is_answered_under_its_number():
     assert sorted(work_through(abs, [-3, 2, -1], 2)) == [(0, 3), (1, 2), (2, 1)]
 
 
+@pytest.mark.usefixtures("interrupted_while_processes_start")
 @pytest.mark.parametrize("other_thread", [False, True])
-def test_an_interrupt_while_processes_are_started_is_not_lost(monkeypatch, other_thread):
+def test_an_interrupt_while_processes_are_started_is_not_lost(other_thread):
     """Neither if another thread is there to take it."""
     over = threading.Event()
     if other_thread:
         threading.Thread(target=over.wait, daemon=True).start()
-    submit, sent = ProcessPoolExecutor.submit, []
-
-    def interrupted(self, *arguments):
-        found = submit(self, *arguments)
-        if not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGINT))
-        return found
-
-    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         list(work_through(time.sleep, [60.0] * 2, 2))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,16 +87,8 @@ class Asleep:
 
 
 @pytest.mark.live
-def test_an_interrupt_while_the_processes_are_started_ends_them_and_their_jobs(monkeypatch):
-    submit, sent = ProcessPoolExecutor.submit, []
-
-    def interrupted(self, *arguments):
-        found = submit(self, *arguments)
-        if not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGINT))
-        return found
-
-    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+@pytest.mark.usefixtures("interrupted_while_processes_start")
+def test_an_interrupt_while_the_processes_are_started_ends_them_and_their_jobs():
     before, began = set(multiprocessing.active_children()), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         Processes(2).map([Asleep(), Asleep()])
