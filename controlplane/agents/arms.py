@@ -11,7 +11,8 @@ and the network, a GRU over what a balancer sees, as in service, learns correcti
     L = mean over farms and time of  ȳ(farm, u) + doubt · σ(farm, u) + price(u)
 
 It has to find out by itself where it is, and where it cannot, to do what costs least. The price keeps it in the box
-that was tried, its rows in the shape of m, and makes what is worth next to nothing not worth doing.
+that was tried, of m in a part of it, its rows in the shape of m, and makes what is worth next to nothing not worth
+doing.
 
 Source   our own; the surfaces are Box and Wilson's (1951), σ is Efron's bootstrap (1979). docs/learning.md says what
          else was tried on this problem and why it failed.
@@ -60,6 +61,7 @@ class ArmsConfig:
     draws: Draws = 40  # surfaces that tell how sure they are
     doubt: Weight = 2.0  # standard deviations that a correction must be worth
     caution: Weight = 0.0005  # y that a unit of a correction must be worth
+    lean: Share = 0.15  # most m that is made use of: more is tried, as a short lever tells little (docs/learning.md)
     shape: Weight = 0.3  # what rows pay that do not follow m, by the mean square
 
 
@@ -149,7 +151,8 @@ class ConstantArms:
 
     def _price(self, u: Tensor, rest: Tensor) -> Tensor:
         total = -u[..., 0] + u[..., 1] + u[..., 2]
-        least, most = (torch.tensor(x, dtype=torch.float32) for x in (LEAST, MOST))
+        used = np.minimum(MOST, [np.inf, np.inf, self.config.lean])
+        least, most = (torch.tensor(x, dtype=torch.float32) for x in (LEAST, used))
         outside = ((u - most).relu() + (least - u).relu()).sum(-1)
         outside = outside + (total - SUM_MOST).relu() + (SUM_LEAST - total).relu()
         return (self.config.shape * rest + OUTSIDE * outside + self.config.caution * u.abs().sum(-1)).mean()

@@ -129,6 +129,16 @@ def test_what_the_episodes_leave_in_doubt_is_not_done():
     assert abs(done(0.5, 0.0)).max() > 0.3
 
 
+def test_bids_lean_towards_fast_servers_no_more_than_they_may():
+    found = farms(lambda kind: bowl([0.0, 0.0, 0.8], depth=0.1))
+
+    def lean(**settings):
+        return learned(found, worst=1.0, epochs=60, learning_rate=0.01, doubt=0.0, **settings)[ORDERED][2]
+
+    assert lean(lean=1.0) > 0.6
+    assert 0.1 < lean(lean=0.2) < 0.3
+
+
 def test_no_correction_is_where_it_begins():
     from controlplane.agents.arms import ConstantArms
     from controlplane.learned.encoding import Inputs
