@@ -18,14 +18,18 @@ from controlplane.cli import main
 # --- rotation ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rotated(tmp_path: Path) -> Path:
-    path = tmp_path / "l"
-    with Ledger(path, max_bytes=4096, keep=2) as ledger:
-        for i in range(120):
+def written(path: Path, records: int, keep: int) -> Path:
+    """Write a ledger in files of 4 KB; return its path."""
+    with Ledger(path, max_bytes=4096, keep=keep) as ledger:
+        for i in range(records):
             ledger.append("round", round=i)
             ledger.flush()
     return path
+
+
+@pytest.fixture
+def rotated(tmp_path: Path) -> Path:
+    return written(tmp_path / "l", records=120, keep=2)
 
 
 def test_rotated_files_chain_on_and_the_oldest_are_dropped(rotated: Path) -> None:
@@ -127,11 +131,7 @@ def test_an_anchor_that_a_whole_chain_does_not_have_is_an_accusation(tmp_path: P
 
 
 def test_an_anchor_that_a_later_file_has_may_be_missing_from_an_older_one(tmp_path: Path) -> None:
-    path = tmp_path / "l"
-    with Ledger(path, max_bytes=4096, keep=9) as ledger:
-        for i in range(60):
-            ledger.append("round", round=i)
-            ledger.flush()
+    path = written(tmp_path / "l", records=60, keep=9)
     verdict = verify(path.with_name("l.1"), verify(path).head)
     assert not verdict.ok
     assert "a later file" in verdict.why
