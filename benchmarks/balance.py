@@ -7,8 +7,9 @@ arrivals, over a grid of worker counts, loads and demands.
 Servers have speeds 1, 1, 1, 1, 2, 2, 4, 4 and one or four workers; a request brings 40 ms of work at speed 1,
 exponential or bounded Pareto (shape 1.5, largest 100 times the smallest). Each point of the grid is a scenario as
 `vickrey compare` runs it (testbed/compare): freshly started balancers, told nothing but what their names say, the same
-arrivals and demands in each round, and as the yardstick a central queue simulated on the same arrivals. Figures are
-geometric means over rounds, and ratios those of the ratios of one round each.
+arrivals and demands in each round, and as the yardstick a central queue simulated on the same arrivals; beside it one
+that is as far from the servers as a balancer is, whose workers wait for the way of an answer and of the next request.
+Figures are geometric means over rounds, and ratios those of the ratios of one round each.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from controlplane.commands.compare import takes_s
 from testbed.compare import machine, variant
-from testbed.compare.figures import Ratio, references, usable
+from testbed.compare.figures import Ratio, paired, references, usable
 from testbed.compare.outcome import document, ratio_of
-from testbed.compare.runner import CENTRAL, Runner
+from testbed.compare.runner import CENTRAL, OVER_PATH, Runner
 from testbed.compare.scenario import Scenario
 from testbed.compare.variant import OURS, Variant
 from testbed.demand import SHAPES
@@ -35,6 +36,7 @@ from testbed.interrupts import Deferred
 
 GROUPS = ((4, 1.0), (2, 2.0), (2, 4.0))
 FIGURES = ("mean", "p50", "p90", "p99")
+YARDSTICKS = (CENTRAL, OVER_PATH)
 DEFAULT = (
     OURS,
     "haproxy leastconn",
@@ -82,16 +84,19 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
     invalid = [f"{run.variant}: {what}" for run in found.runs for what in run.invalid]
     invalid += [f"{run.variant}: CPU {run.busy:.0%} busy" for run in found.runs if run.busy > machine.BUSY_LIMIT]
     rows = {}
-    for one in [*(one for one in outcome["references"] if one["name"] == CENTRAL), *outcome["balancers"]]:
-        is_reference = one["name"] == CENTRAL
+    over_path = references(found, OVER_PATH)
+    for one in [*(one for one in outcome["references"] if one["name"] in YARDSTICKS), *outcome["balancers"]]:
+        is_reference = one["name"] in YARDSTICKS
         runs = [] if is_reference else usable(found, one["name"])
+        to_path = paired(references(found, one["name"]) if is_reference else runs, over_path) if over_path else {}
         rows[one["name"]] = {
             **{f"{figure}_ms": one[figure] for figure in FIGURES},
             **{f"{figure}_ratio": one["to_central"].get(figure, {}).get("ratio") for figure in FIGURES},
+            "over_path_ratio": to_path["mean"].ratio if to_path else None,
             "unanswered": one["unanswered"],
             "errors": one["errors"],
             "generator_late_p99_ms": max((run.summary.late_p99 for run in runs), default=0.0),
-            "rounds": len(references(found, CENTRAL) if is_reference else runs),
+            "rounds": len(references(found, one["name"]) if is_reference else runs),
         }
     return {
         "title": wanted.title,
@@ -115,12 +120,16 @@ def table(point: dict[str, Any]) -> str:
     lines = [
         "",
         f"{point['title']}; FCT ms (ratio to the central queue); direct path {point['direct_overhead_ms'] or 0:.2f} ms",
-        f"{'':<34}" + "".join(f"{figure:>17}" for figure in FIGURES) + f"{'unanswered':>12}{'errors':>8}",
+        f"{'':<42}"
+        + "".join(f"{figure:>17}" for figure in FIGURES)
+        + f"{'mean, over path':>17}{'unanswered':>12}{'errors':>8}",
     ]
     for name, row in point["balancers"].items():
         cells = (f"{row[f'{figure}_ms']:.1f} ({row[f'{figure}_ratio'] or 0:.2f})" for figure in FIGURES)
         lines.append(
-            f"{name:<34}" + "".join(f"{cell:>17}" for cell in cells) + f"{row['unanswered']:>12}{row['errors']:>8}"
+            f"{name:<42}"
+            + "".join(f"{cell:>17}" for cell in cells)
+            + f"{row['over_path_ratio'] or 0:>17.2f}{row['unanswered']:>12}{row['errors']:>8}"
         )
     lines += [f"INVALID  {what}" for what in point["invalid"]]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What no balancer can beat by much, simulated on the arrivals of a real run.
 
-central_queue     one queue, served by the fastest free worker: no flow is bound to a server before a worker is free
+central_queue     one queue, served by the fastest free worker: no flow is bound to a server before a worker is free;
+                  kept at a balancer (over_path), a worker also waits for the way of its answer and of the next flow
 least_work_left   knows every demand: each flow goes, at its arrival, where it will be finished first
 
 Nothing is lost on the way. To compare like with like both are given what the real run had: the arrivals and demands,
@@ -64,8 +65,10 @@ def central_queue(
     late_s: Sequence[float] | None = None,
     path_s: float | Floats = 0.0,
     changes: Sequence[Change] = (),
+    over_path: bool = False,
 ) -> Floats:
-    """Flow completion times. late_s: what a service takes above demand / speed, by server; path_s: added to each.
+    """Flow completion times. late_s: what a service takes above demand / speed, by server; path_s: added to each, and
+    with over_path a worker is taken for as long.
 
     A flow that no server will ever serve has infinity.
     """
@@ -73,6 +76,8 @@ def central_queue(
     late = late_s if late_s is not None else [0.0] * len(speeds)
     speed_of = _Speeds(speeds, changes)
     busy: list[tuple[float, int]] = []  # (when free, server)
+    path = np.broadcast_to(path_s, len(arrival_s))
+    way = path.tolist() if over_path else [0.0] * len(arrival_s)
     done = np.empty(len(arrival_s))
     now = -math.inf
     for i, (arrival, demand) in enumerate(zip(arrival_s.tolist(), demand_s.tolist(), strict=True)):
@@ -92,7 +97,7 @@ def central_queue(
                 return done - arrival_s + path_s
         done[i] = now + demand / fastest + late[server]
         free[server] -= 1
-        heapq.heappush(busy, (done[i], server))
+        heapq.heappush(busy, (done[i] + way[i], server))
     fct: Floats = done - arrival_s + path_s
     return fct
 

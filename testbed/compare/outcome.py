@@ -10,7 +10,7 @@ import numpy as np
 from controlplane.table import percent
 from testbed.compare import machine
 from testbed.compare.figures import TIMES, Figures, Ratio, figures_of, paired, references, times_of, together, usable
-from testbed.compare.runner import CENTRAL, CLAIRVOYANT, Comparison
+from testbed.compare.runner import CENTRAL, CLAIRVOYANT, OVER_PATH, Comparison
 from testbed.compare.scenario import Scenario
 from testbed.compare.variant import OURS, Variant
 
@@ -129,7 +129,7 @@ def _round(run: Any, fastest: float) -> dict[str, Any]:
 
 def _references(found: Comparison, fastest: float) -> list[dict[str, Any]]:
     rows = []
-    for name in (CENTRAL, CLAIRVOYANT):
+    for name in (CENTRAL, OVER_PATH, CLAIRVOYANT):
         rounds = references(found, name)
         if rounds:
             figures: Figures = together([figures_of(one, fastest) for one in rounds])

@@ -9,6 +9,7 @@ not start, is left out with its own words, and the others go on.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from testbed.processes import StartError
 from testbed.reference import Change, central_queue, least_work_left
 
 CENTRAL = "central queue (simulated)"
+OVER_PATH = "central queue over the path (simulated)"
 CLAIRVOYANT = "least work left (simulated)"
 DIRECT = "direct path"
 PREFERRED_PROCESSES = 2  # two processes of backends distort least; each has its own where one is to be killed
@@ -230,7 +232,8 @@ class Runner:
             mine = plan.kind == i
             path_s[mine] = rng.choice(of_kind, int(mine.sum())) / 1e3
         changes = speed_changes(scenario, plan.warmup_s)
-        for name, simulate in ((CENTRAL, central_queue), (CLAIRVOYANT, least_work_left)):
+        over_path = functools.partial(central_queue, over_path=True)
+        for name, simulate in ((CENTRAL, central_queue), (OVER_PATH, over_path), (CLAIRVOYANT, least_work_left)):
             fct_s = simulate(
                 all_of_it.arrival_s,
                 all_of_it.demand_ms / 1e3,

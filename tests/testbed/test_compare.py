@@ -95,7 +95,7 @@ def test_everybody_gets_the_same_requests_and_nobody_loses_one(compared: Any):
     file, page = (np.median([one["kinds"][kind]["mean"] for one in document["balancers"]]) for kind in ("file", "page"))
     assert file < page  # 1 beside 30 ms of work; of one balancer alone a queue may hide that
     assert sorted(one["rank"] for one in document["balancers"]) == list(range(1, len(RIVALS) + 2))
-    assert [one["name"] for one in document["references"]] == [runner.CENTRAL, runner.CLAIRVOYANT]
+    assert [one["name"] for one in document["references"]] == [runner.CENTRAL, runner.OVER_PATH, runner.CLAIRVOYANT]
     for one in measured:
         ratio = one["to_base"]["mean"]
         assert ratio["ratio"] == pytest.approx(one["mean"] / document["balancers"][0]["mean"], rel=1e-6)

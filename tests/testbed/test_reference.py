@@ -41,6 +41,24 @@ def test_a_server_that_is_down_serves_nobody_until_it_is_back():
     assert fct.tolist() == pytest.approx([2.0, 2.6, 2.7])
 
 
+def test_over_the_path_a_worker_waits_for_the_answers_way_and_the_next_flows():
+    # Services of 1 s, the path takes 0.25 s: the second begins when the first one's worker hears of it.
+    arrival, demand, path = np.array([0.0, 0.0, 5.0]), np.ones(3), np.array([0.25, 0.5, 0.25])
+    near = central_queue(arrival, demand, [1.0], 1, path_s=path)
+    over = central_queue(arrival, demand, [1.0], 1, path_s=path, over_path=True)
+    assert near.tolist() == pytest.approx([1.25, 2.5, 1.25])
+    assert over.tolist() == pytest.approx([1.25, 2.75, 1.25])
+
+
+@settings(max_examples=20)
+@given(path=st.floats(0.0, 0.02), seed=st.integers(0, 1000))
+def test_the_path_takes_as_much_of_a_worker_as_a_longer_service(path: float, seed: int):
+    rng = np.random.default_rng(seed)
+    arrival, demand = np.cumsum(rng.exponential(0.01, 200)), rng.exponential(0.04, 200)
+    over = central_queue(arrival, demand, [1.0, 4.0], 2, path_s=path, over_path=True)
+    np.testing.assert_allclose(over, central_queue(arrival, demand, [1.0, 4.0], 2, late_s=[path, path]))
+
+
 def test_a_flow_that_nobody_will_ever_serve_takes_for_ever():
     arrival, demand = np.array([0.0, 2.0]), np.array([1.0, 1.0])
     for reference in (central_queue, least_work_left):
