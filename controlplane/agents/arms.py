@@ -4,7 +4,8 @@ What a correction is worth depends on the farm, and hardly changes within an epi
 episode is run with the base policy and with each of a few corrections u = (K, c, m), all on the same arrivals and
 demands. Regressions over the farms of a regime (surfaces.py), which the simulator knows and a balancer does not, give
 
-    y(farm, u)    log of the mean completion time over the base policy's: a surface ȳ, and its standard deviation σ
+    y(farm, u)    log of the mean completion time over the base policy's, and `tail` times that of the p99: a surface ȳ,
+                  and its standard deviation σ
 
 and the network, a GRU over what a balancer sees, as in service, learns corrections by the gradient of
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from controlplane.agents import surfaces
 from controlplane.agents.bounds import Draws, Few, Number, Rate, Share, Spread, Units, Weight
 from controlplane.agents.networks import RowNetwork
-from controlplane.agents.surfaces import LEAST, MOST, SUM_LEAST, SUM_MOST, Arms, Farm, terms
+from controlplane.agents.surfaces import LEAST, MOST, SUM_LEAST, SUM_MOST, Arms, Farm, Judge, terms
 from controlplane.learned.encoding import GLOBAL_COLUMNS
 from controlplane.learned.schema import ActionSchema
 
@@ -52,10 +53,11 @@ class ArmsConfig:
     hidden: Units = 16  # units of the network
     farms: Few = 16  # of a round
     arms: Few = 7  # corrections tried on each
-    epochs: Number = 30  # passes over all farms; the network is learned anew after each round
+    epochs: Number = 30  # passes over all farms whenever the network is learned anew
     batch: Number = 16  # farms a step
     learning_rate: Rate = 3e-3  # of AdamW; falls along a cosine to 0
     weight_decay: Share = 0.02
+    tail: Share = 0.5  # what the p99 counts beside the mean
     worst: Spread = 0.15  # |y| beyond which it counts hardly more
     noise: Spread = 0.015  # least standard deviation of a farm's y
     draws: Draws = 40  # surfaces that tell how sure they are
@@ -87,25 +89,29 @@ class ConstantArms:
                 assert head is not None
                 head.weight.zero_()  # no correction at all
         self._start = self.network.parameters_numpy()  # where every learning begins
+        self._learned = 0  # how many farms the network was learned from
 
     # Learning
 
-    def take(self, farms: Sequence[Farm], network: RowNetwork) -> None:
-        """Take in farms, and what was learned from all so far and these."""
-        self.farms, self.network = [*self.farms, *farms], network
+    def take(self, farms: Sequence[Farm]) -> None:
+        """Take in farms. The network stays as it is."""
+        self.farms = [*self.farms, *farms]
 
-    def learn(self, more: Sequence[Farm] = ()) -> tuple[RowNetwork, dict[str, float]]:
-        """Return a network that was learned from all farms and these, and figures: what its last epoch came to, and
-        its mean corrections. The agent stays as it is."""
+    def learn(self) -> dict[str, float]:
+        """Learn the network anew from all farms, if some came since; return figures: what its last epoch came to, and
+        its mean corrections. Interrupted, it leaves the agent as it was."""
+        if self._learned == len(self.farms):
+            return {}
         c = self.config
         # Where in some episode no flow ended, nothing is told.
-        farms = [farm for farm in (*self.farms, *more) if farm.is_whole]
+        farms = [farm for farm in self.farms if farm.is_whole]
         network = RowNetwork(self.schema, c.hidden)
         network.load_numpy(self._start)
         if not farms:
-            return network, {"farms": 0.0}
+            return {}
         arms = [farm.arms for farm in farms]
-        drawn = surfaces.doubted(arms, np.random.default_rng([self.seed, 3]), c.draws, c.worst, c.noise)
+        judge = Judge(c.tail, c.worst, c.noise)
+        drawn = surfaces.doubted(arms, np.random.default_rng([self.seed, 3]), c.draws, judge)
         table = torch.tensor(drawn, dtype=torch.float32)
         parts = [torch.from_numpy(np.stack([getattr(farm, name) for farm in farms])) for name in _SEEN]
         optimiser = torch.optim.AdamW(network.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay)
@@ -127,8 +133,9 @@ class ConstantArms:
                 worth.append(float(y.detach().mean()))
                 means.append(u.detach().mean((0, 1)).numpy())
             schedule.step()
-        figures = {"farms": float(n), "worth": float(np.mean(worth))}
-        return network, figures | dict(zip(("K", "c", "m"), map(float, np.mean(means, axis=0)), strict=True))
+        self.network, self._learned = network, len(self.farms)
+        figures = {"worth": float(np.mean(worth))}
+        return figures | dict(zip(("K", "c", "m"), map(float, np.mean(means, axis=0)), strict=True))
 
     def _acts(
         self, network: RowNetwork, rows: Tensor, whole: Tensor, active: Tensor, relative: Tensor
@@ -176,6 +183,7 @@ class ConstantArms:
             "seed": self.seed,
             "start": dict(self._start),
             "network": self.parameters(),
+            "learned": self._learned,
             "farms": [
                 {name: getattr(farm, name) for name in _SEEN} | {f.name: getattr(farm.arms, f.name) for f in _ARMS}
                 for farm in self.farms
@@ -186,9 +194,11 @@ class ConstantArms:
         """Go on from a state. Raises ValueError when it is another agent's, or of another action schema."""
         if state["agent"] != self.name or ActionSchema.of(json.loads(state["schema"])) != self.schema:
             raise ValueError(f"agent {self.name}: the state is of agent {state['agent']} or of another action schema")
+        if "learned" not in state:
+            raise ValueError(f"agent {self.name}: the state is of an earlier version, which told no p99")
         self.seed = int(state["seed"])
         self.network.load_numpy(state["network"])
-        self._start = dict(state["start"])
+        self._start, self._learned = dict(state["start"]), int(state["learned"])
         self.farms = [
             Farm(Arms(**{f.name: given[f.name] for f in _ARMS}), **{name: given[name] for name in _SEEN})
             for given in state["farms"]

@@ -3,8 +3,8 @@
     u = (K, c, m)   a correction: the logarithms of K and of c in units of their bounds, and m in units of PART times
                     μ's: that part of the logarithm of a server's capacity over the farm's geometric mean by which its
                     bids are lower
-    y(farm, u)      log of the mean completion time over the base policy's, on the same arrivals and demands
-                    = s·(K, c, m) + q·(K², c², m², Kc, Km, cm)
+    y(farm, u)      log of the mean completion time over the base policy's, on the same arrivals and demands, and
+                    `tail` times that of the p99; each = s·(K, c, m) + q·(K², c², m², Kc, Km, cm)
 
 One episode says of one farm what is mostly chance. So the farms of a regime are taken together: they have one q, and
 slopes s that depend on the load and, from three balancers on, on their number. All y of a farm share the chance of the
@@ -49,7 +49,7 @@ class Arms:
     """Corrections tried on one farm, and what they came to."""
 
     u: Floats  # (arms, 3)
-    y: Floats  # (arms,)
+    y: Floats  # (arms, 2), of the mean and of the p99
     regime: int
     balancers: int
     load: float
@@ -122,17 +122,23 @@ def terms(u: Any, stack: Any = np.stack) -> Any:
     return stack([k, c, m, k * k, c * c, m * m, k * c, k * m, c * m], -1)
 
 
-def surfaces(farms: list[Arms], drawn: NDArray[np.intp], worst: float, noise: float) -> Floats:
-    """Return each farm's coefficients (farms, TERMS), all of them from the episodes of those drawn.
+@dataclass(frozen=True)
+class Judge:
+    """How episodes are judged."""
 
-    worst: |y| beyond which it counts hardly more. noise: least standard deviation of a farm's y.
-    """
+    tail: float  # what the p99 counts beside the mean
+    worst: float  # |y| beyond which it counts hardly more
+    noise: float  # least standard deviation of a farm's y
+
+
+def surfaces(farms: list[Arms], drawn: NDArray[np.intp], judge: Judge) -> Floats:
+    """Return each farm's coefficients (farms, TERMS), all of them from the episodes of those drawn."""
     out = np.empty((len(farms), TERMS))
     of = np.array([farm.regime for farm in farms])
     for regime in np.unique(of):
         mine = [farms[i] for i in drawn if of[i] == regime] if np.count_nonzero(of == regime) >= FEW else []
         depends = len(_slopes_depend_on(farms[int(np.argmax(of == regime))]))
-        found = _regression(mine, depends, worst, noise)
+        found = _regression(mine, depends, 0, judge) + judge.tail * _regression(mine, depends, 1, judge)
         for i in np.flatnonzero(of == regime):
             out[i, :3] = found[: 3 * depends].reshape(3, depends) @ _slopes_depend_on(farms[i])
             out[i, 3:] = found[3 * depends :]
@@ -144,8 +150,8 @@ def _slopes_depend_on(farm: Arms) -> Floats:
     return np.array([1.0, farm.load - 0.8, *more])
 
 
-def _regression(farms: list[Arms], depends: int, worst: float, noise: float) -> Floats:
-    """Return the coefficients (3·depends + 6,) of a regime."""
+def _regression(farms: list[Arms], depends: int, metric: int, judge: Judge) -> Floats:
+    """Return the coefficients (3·depends + 6,) of a regime, of one column of y."""
     prior = np.zeros(3 * depends + 6)
     prior[3 * depends : 3 * depends + 3] = PRIOR
     if not farms:
@@ -154,11 +160,12 @@ def _regression(farms: list[Arms], depends: int, worst: float, noise: float) -> 
     for farm in farms:
         t = terms(np.concatenate([np.zeros((1, 3)), farm.u]))  # the base policy's first
         slopes = (t[:, :3, None] * _slopes_depend_on(farm)).reshape(len(t), -1)
-        known, found = np.hstack([slopes, t[:, 3:]]), worst * np.tanh(np.concatenate([[0.0], farm.y]) / worst)
+        known, gains = np.hstack([slopes, t[:, 3:]]), np.concatenate([[0.0], farm.y[:, metric]])
+        found = judge.worst * np.tanh(gains / judge.worst)
         x.append(known - known.mean(axis=0))
         y.append(found - found.mean())
         # A farm whose episodes differ much says little.
-        weight.append(np.full(len(t), 1.0 / (noise**2 + float(np.var(y[-1])))))
+        weight.append(np.full(len(t), 1.0 / (judge.noise**2 + float(np.var(y[-1])))))
     matrix, target, w = np.concatenate(x), np.concatenate(y), np.concatenate(weight)
     w /= w.mean()
     weighted = (matrix * w[:, None]).T
@@ -166,6 +173,6 @@ def _regression(farms: list[Arms], depends: int, worst: float, noise: float) -> 
     return np.asarray(prior + np.linalg.solve(normal, weighted @ (target - matrix @ prior)))
 
 
-def doubted(farms: list[Arms], generator: np.random.Generator, number: int, worst: float, noise: float) -> Floats:
+def doubted(farms: list[Arms], generator: np.random.Generator, number: int, judge: Judge) -> Floats:
     """Return so many sets of surfaces, each from as many farms drawn with replacement: (number, farms, TERMS)."""
-    return np.stack([surfaces(farms, generator.choice(len(farms), len(farms)), worst, noise) for _ in range(number)])
+    return np.stack([surfaces(farms, generator.choice(len(farms), len(farms)), judge) for _ in range(number)])

@@ -1,5 +1,5 @@
-"""Learning from constant corrections: a round is a number of farms, a job each, after which the network is learned anew
-from all farms so far (controlplane/agents/arms.py)."""
+"""Learning from constant corrections: a round is a number of farms, a job each. Where it is looked at, the network is
+learned anew from all farms so far (controlplane/agents/arms.py)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ArmsJob:
         balancers, replicas = balancers_for(self.task, self.seed), 1 + self.arms
         u = np.concatenate([np.zeros((1, 3)), surfaces.draw(generator, self.arms)])
         watched = np.array([0, 1 + int(generator.integers(self.arms))]) * balancers  # first balancers of two episodes
-        episodes = Episodes(setup, self.task, balancers, replicas, twins=False)
+        episodes = Episodes(setup, self.task, balancers, replicas, twins=False, records=True)
         seen, ordered = _Seen(), 0
         try:
             episodes.begin([[*self.seed, WORLDS]] * replicas)
@@ -54,9 +54,11 @@ class ArmsJob:
                 ordered += own and step >= setup.steps // 2
                 seen.add(inputs, relative, watched)
                 tally.add(episodes.step(*surfaces.corrections(setup.schema, u.repeat(balancers, axis=0), relative)))
+            p99 = episodes.p99() * tally.failing
         finally:
             episodes.close()
-        fct = np.log(np.where(tally.complete & (tally.fct > 0), tally.fct, np.nan))
+        fct = np.stack([tally.fct, p99], 1)
+        fct = np.log(np.where(tally.complete[:, None] & (fct > 0), fct, np.nan))
         sharing = np.mean([server.service == "sharing" for server in world.servers]) > 0.5
         kind = ORDERED if ordered > MOSTLY * (setup.steps - setup.steps // 2) else CORES if sharing else QUEUES
         arms = Arms(u[1:], fct[1:] - fct[0], surfaces.regime_of(kind, balancers), balancers, float(world.load or 0.0))
@@ -105,11 +107,13 @@ class Regression:
             for i in range(number * c.farms, (number + 1) * c.farms)
         ]
         found = workers.map(jobs)
-        farms = [farm for farm, _ in found]
-        network, figures = self.agent.learn(farms)
         hold()
-        self.agent.take(farms, network)
+        self.agent.take([farm for farm, _ in found])
+        figures = {"farms": float(len(self.agent.farms))}
         return Round(len(jobs) * (1 + c.arms) * self.setup.steps, figures, [sample for _, sample in found])
+
+    def settle(self) -> dict[str, float]:
+        return self.agent.learn()
 
     def parameters(self) -> Parameters:
         return self.agent.parameters()

@@ -14,7 +14,7 @@ Flows that failed more often than the twin's cost FAILURE_COST mean flows each. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,8 @@ from controlplane.env.simulated import SimulatedSource
 from controlplane.learned.encoding import SLOPE_N, Inputs, encode
 from controlplane.learned.schema import ActionSchema
 from controlplane.training.tasks import Task
-from dataplane.simulator import World
+from dataplane.simulator import Simulation, World
+from dataplane.simulator.results import OUTCOME_OK
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -61,6 +62,11 @@ class Setup:
         return self.steps * self.interval
 
     @property
+    def skipped(self) -> int:
+        """How many steps of an episode are its warm-up."""
+        return int(self.warmup * self.steps)
+
+    @property
     def is_paired(self) -> bool:
         return isinstance(self.reward, str) and self.reward in PAIRED
 
@@ -81,12 +87,28 @@ class Outcome:
 class Episodes:
     """Replicas of a task with one number of balancers; `begin`, then `inputs` and `step` in turn."""
 
-    def __init__(self, setup: Setup, task: Task, balancers: int, replicas: int, *, twins: bool, width: int = 0) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        task: Task,
+        balancers: int,
+        replicas: int,
+        *,
+        twins: bool,
+        width: int = 0,
+        records: bool = False,
+    ) -> None:
+        """records: keep what became of every flow, for p99()."""
+
+        def world(generator: np.random.Generator) -> World:
+            drawn = task.world(generator, balancers, setup.seconds)
+            return replace(drawn, records=replace(drawn, duration=setup.seconds).records_expected if records else None)
+
         schema, reward = setup.schema, "fct_mean" if setup.is_paired else setup.reward
         self.setup, self.replicas, self.balancers, self.twins = setup, replicas, balancers, twins
         self.rows = replicas * balancers
         settings = Settings(
-            world=lambda generator: task.world(generator, balancers, setup.seconds),
+            world=world,
             servers=width or setup.width,
             interval=setup.interval,
             action=schema.kind,
@@ -124,13 +146,27 @@ class Episodes:
         self.core.prepare()
 
     @property
-    def world(self) -> World:
-        """The first replica's farm and traffic."""
+    def _simulations(self) -> list[Simulation]:
         source = self.core.source
         assert isinstance(source, SimulatedSource)
-        simulation = source.simulations[0]
-        assert simulation is not None
-        return simulation.world
+        return [simulation for simulation in source.simulations if simulation is not None]
+
+    @property
+    def world(self) -> World:
+        """The first replica's farm and traffic."""
+        return self._simulations[0].world
+
+    def p99(self) -> Floats:
+        """Return the p99 completion times (replicas,) of the flows that ended after the warm-up, seconds; NaN where
+        none did. The twins come last. For episodes with records."""
+        since = np.uint64(round(self.setup.skipped * self.setup.interval * 1e9))
+        found = []
+        for simulation in self._simulations:
+            r = simulation.records
+            r = r[(r["outcome"] == OUTCOME_OK) & (r["closed_ns"] > since)]
+            fct = (r["closed_ns"] - r["arrival_ns"]) * 1e-9
+            found.append(float(np.quantile(fct, 0.99)) if len(fct) else float("nan"))
+        return np.array(found)
 
     def inputs(self) -> Inputs:
         """Return what the agent's rows see now."""
@@ -198,7 +234,7 @@ class Tally:
     """Mean completion times of whole episodes, the warm-up left out."""
 
     def __init__(self, setup: Setup, replicas: int) -> None:
-        self._skip = int(setup.warmup * setup.steps)
+        self._skip = setup.skipped
         self._steps = 0
         self._sums = np.zeros((4, replicas))
 
@@ -210,9 +246,15 @@ class Tally:
 
     @property
     def fct(self) -> Floats:
-        """Mean completion times (replicas,) of flows that ended, seconds, times 1 + FAILURE_COST · failed / flows."""
-        flows, completed, fct_sum, failed = self._sums
-        return np.asarray(fct_sum / np.maximum(completed, 1.0) * (1.0 + FAILURE_COST * failed / np.maximum(flows, 1.0)))
+        """Mean completion times (replicas,) of flows that ended, seconds, times `failing`."""
+        _, completed, fct_sum, _ = self._sums
+        return np.asarray(fct_sum / np.maximum(completed, 1.0) * self.failing)
+
+    @property
+    def failing(self) -> Floats:
+        """1 + FAILURE_COST · failed / flows (replicas,)."""
+        flows, _, _, failed = self._sums
+        return np.asarray(1.0 + FAILURE_COST * failed / np.maximum(flows, 1.0))
 
     @property
     def complete(self) -> Bools:

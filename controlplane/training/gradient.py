@@ -77,6 +77,9 @@ class Gradient:
         steps = sum(lane.farms for lane in lanes) * self.setup.steps
         return Round(steps, figures, [lane.sample for lane in lanes])
 
+    def settle(self) -> dict[str, float]:
+        return {}
+
     def parameters(self) -> Parameters:
         return self.agent.actor().parameters_numpy()
 

@@ -48,7 +48,7 @@ class Costs:
     down, utilisations are not what they will be."""
 
     def __init__(self, setup: Setup, parts: int) -> None:
-        self._skip = int(setup.warmup * setup.steps)  # as Tally does
+        self._skip = setup.skipped
         self._steps = 0
         self._sums = np.zeros((parts, len(setup.constraints)))
 

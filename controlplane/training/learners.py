@@ -41,8 +41,12 @@ class Learner(Protocol):
     def round(self, number: int, workers: Workers, hold: Hold) -> Round:
         """Make a round. Until it calls hold() the learner is as it was before."""
 
+    def settle(self) -> dict[str, float]:
+        """Do what rounds have put off until the policy is looked at, if anything; return figures of it. Interrupted, it
+        leaves the learner as it was."""
+
     def parameters(self) -> Parameters:
-        """Return the present policy's network."""
+        """Return the present policy's network, as settle() left it."""
 
     def begin_from(self, parameters: Mapping[str, Any]) -> None:
         """Begin from an exported policy."""
@@ -108,6 +112,9 @@ class Evolution:
             for i in range(count if apart else 1):
                 groups.append((task, (self.seed, number, which, i), 1 if apart else count))
         return groups
+
+    def settle(self) -> dict[str, float]:
+        return {}
 
     def parameters(self) -> Parameters:
         return self.strategy.parameters()

@@ -48,6 +48,9 @@ class Offline:
         figures["off_grid"] = self.agent.off_grid
         return Round(UPDATES, figures, [sample_of(self._inputs, number)])
 
+    def settle(self) -> dict[str, float]:
+        return {}
+
     def parameters(self) -> Parameters:
         return self.agent.actor().parameters_numpy()
 

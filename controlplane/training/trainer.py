@@ -128,6 +128,7 @@ class Trainer:
                     if _crosses(then, r.steps, training.evaluate_every):
                         self._evaluate(progress)
                     if _crosses(then, r.steps, training.checkpoint_every):
+                        self._settle(progress)
                         self.save()
                     self._tick()
                 if not r.evaluations or r.evaluations[-1]["steps"] != r.steps:
@@ -167,10 +168,17 @@ class Trainer:
             interrupts.release()
         progress.write(r.steps, {"round": r.rounds, "seconds": round(r.seconds, 3)} | found.figures)
 
+    def _settle(self, progress: Progress | None) -> None:
+        """Have the learner do what it put off, for a policy that is as good as the rounds before."""
+        figures = self.learner.settle()
+        if figures and progress is not None:
+            progress.write(self.result.steps, figures)
+
     # Evaluation
 
     def _evaluate(self, progress: Progress | None = None) -> None:
         """Compare with the base policy on held-out episodes, which are the same each time."""
+        self._settle(progress)
         if not self.plan.tasks:
             return  # a dataset alone
         r, parameters = self.result, self.learner.parameters()

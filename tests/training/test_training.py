@@ -340,6 +340,33 @@ def test_a_policy_of_arms_is_the_newest_also_when_it_was_not_evaluated(scenario,
     assert read(out / "policy.safetensors")[1].evaluation is None
 
 
+def test_arms_learns_its_network_only_where_it_is_looked_at(scenario, tmp_path):  # noqa: F811
+    looks = ["--set", "evaluate_every=144", "--set", "checkpoint_every=96"]  # rounds of 48 steps
+    out = train("arms", scenario, tmp_path / "run", "--steps", "336", *looks)
+    lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "farms" in line] == [48, 96, 144, 192, 240, 288, 336]
+    assert [line["step"] for line in lines if "worth" in line] == [96, 144, 192, 288, 336]
+
+
+def test_a_training_interrupted_while_arms_learns_goes_on_to_the_same_policy(scenario, tmp_path, monkeypatch):  # noqa: F811
+    from controlplane.agents.arms import ConstantArms
+
+    whole = train("arms", scenario, tmp_path / "whole", "--steps", "96")
+    learn = ConstantArms.learn
+
+    def interrupted(agent):
+        if agent.farms:
+            raise KeyboardInterrupt
+        return learn(agent)
+
+    monkeypatch.setattr(ConstantArms, "learn", interrupted)
+    half = train("arms", scenario, tmp_path / "half", "--steps", "96", status=1)
+    assert not same_policies(whole / "policy.safetensors", half / "policy.safetensors")
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(half), "--quiet"]) == 0
+    assert same_policies(whole / "policy.safetensors", half / "policy.safetensors")
+
+
 def test_what_arms_cannot_do_is_refused(scenario, tmp_path, capsys):  # noqa: F811
     other = train("es", scenario, tmp_path / "es", "--steps", "48")
     for given, said in (
