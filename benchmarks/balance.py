@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
         rows[one["name"]] = {
             **{f"{figure}_ms": one[figure] for figure in FIGURES},
             **{f"{figure}_ratio": one["to_central"].get(figure, {}).get("ratio") for figure in FIGURES},
-            "over_path_ratio": to_path["mean"].ratio if to_path else None,
+            "over_path_ratio": to_path["mean"].as_dict()["ratio"] if to_path else None,
             "unanswered": one["unanswered"],
             "errors": one["errors"],
             "generator_late_p99_ms": max((run.summary.late_p99 for run in runs), default=0.0),

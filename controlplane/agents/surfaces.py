@@ -37,7 +37,7 @@ SUM_LEAST, SUM_MOST = -0.8, 1.3
 # What is known of the base policy's bids and of the servers: bids come from the own flows, in order (shared_view.py);
 # servers where flows queue; servers whose flows share the cores.
 ORDERED, QUEUES, CORES = range(3)
-# y of a correction of one unit of which nothing is known, and how many episodes' weight that has.
+# y's mean, and p99, of a correction of one unit of which nothing is known, and how many episodes' weight that has.
 PRIOR, STRENGTH = 0.02, 1.0
 # Of fewer farms a regime has nothing but the prior: drawn with replacement, a few are always much alike.
 FEW = 8

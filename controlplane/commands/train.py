@@ -235,7 +235,10 @@ def _train(args: argparse.Namespace, request: Request | None) -> int:
     else:
         _print(folder, result)
     if result.interrupted:
-        print(f"vickrey train: interrupted after {result.steps:,} steps; --resume {folder} goes on", file=sys.stderr)
+        part = f", the policy is made of {result.made_of:,}" if result.made_of < result.steps else ""
+        print(
+            f"vickrey train: interrupted after {result.steps:,} steps{part}; --resume {folder} goes on", file=sys.stderr
+        )
         return 1
     return 0
 

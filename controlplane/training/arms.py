@@ -109,7 +109,7 @@ class Regression:
         found = workers.map(jobs)
         hold()
         self.agent.take([farm for farm, _ in found])
-        figures = {"farms": float(len(self.agent.farms))}
+        figures = {"farms": float(sum(farm.is_whole for farm in self.agent.farms))}
         return Round(len(jobs) * (1 + c.arms) * self.setup.steps, figures, [sample for _, sample in found])
 
     def settle(self) -> dict[str, float]:

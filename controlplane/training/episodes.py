@@ -158,11 +158,13 @@ class Episodes:
 
     def p99(self) -> Floats:
         """Return the p99 completion times (replicas,) of the flows that ended after the warm-up, seconds; NaN where
-        none did. The twins come last. For episodes with records."""
+        none did. The twins come last. For episodes with records; raises RuntimeError when some flows have none."""
         since = np.uint64(round(self.setup.skipped * self.setup.interval * 1e9))
         found = []
         for simulation in self._simulations:
             r = simulation.records
+            if len(r) < simulation.totals().arrivals:
+                raise RuntimeError(f"{len(r)} of {simulation.totals().arrivals} flows were recorded")
             r = r[(r["outcome"] == OUTCOME_OK) & (r["closed_ns"] > since)]
             fct = (r["closed_ns"] - r["arrival_ns"]) * 1e-9
             found.append(float(np.quantile(fct, 0.99)) if len(fct) else float("nan"))

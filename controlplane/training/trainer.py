@@ -49,12 +49,18 @@ class Result:
     """How a training stands."""
 
     steps: int = 0
+    settled: int = 0  # steps when the learner last had nothing put off
     rounds: int = 0
     seconds: float = 0.0
     best: dict[str, Any] | None = None  # score, parameters, evaluation
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
     cumulative: bool = False  # the newest policy is the result, not the best by evaluation
+
+    @property
+    def made_of(self) -> int:
+        """Steps that the newest policy is made of."""
+        return self.settled if self.cumulative else self.steps
 
 
 class Trainer:
@@ -87,6 +93,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "agent": self.plan.config.name,
             "steps": r.steps,
+            "settled": r.settled,
             "rounds": r.rounds,
             "seconds": r.seconds,
             "best": r.best,
@@ -102,6 +109,7 @@ class Trainer:
             best = None  # of a time when costs were not measured: it would stand for ever as one that violates nothing
         self.result = Result(
             int(state["steps"]),
+            int(state.get("settled", state["steps"])),
             int(state["rounds"]),
             float(state["seconds"]),
             best,
@@ -171,6 +179,8 @@ class Trainer:
     def _settle(self, progress: Progress | None) -> None:
         """Have the learner do what it put off, for a policy that is as good as the rounds before."""
         figures = self.learner.settle()
+        self.result.settled = self.result.steps
+        self._tick()
         if figures and progress is not None:
             progress.write(self.result.steps, figures)
 
@@ -236,7 +246,7 @@ class Trainer:
         r = self.result
         if not len(self.seen) and not self._evaluated:
             return  # interrupted before anything was done
-        last = r.evaluations[-1] if r.evaluations and r.evaluations[-1]["steps"] == r.steps else None
+        last = r.evaluations[-1] if r.evaluations and r.evaluations[-1]["steps"] == r.made_of else None
         self._write("last.safetensors", self.learner.parameters(), last)
         if r.best is not None and not self.learner.cumulative:
             self._write("policy.safetensors", r.best["parameters"], r.best["evaluation"])
@@ -259,7 +269,7 @@ class Trainer:
                 command=plan.command,
                 commit=plan.commit,
                 seed=plan.seed,
-                steps=self.result.steps,
+                steps=self.result.made_of,
                 scenario=scenario,
                 seconds=round(self.result.seconds, 1),
                 hyper_parameters=config.as_json(),

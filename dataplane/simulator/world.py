@@ -36,7 +36,8 @@ class Server:
         return self.speed * self.workers
 
 
-# Arrival processes. `mean_rate` is over a long time; `scaled(factor)` multiplies the rate and keeps the shape.
+# Arrival processes. `mean_rate` is over a long time, `peak_rate` the greatest at any; `scaled(factor)` multiplies the
+# rate and keeps the shape.
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,10 @@ class Poisson:
 
     @property
     def mean_rate(self) -> float:
+        return self.rate
+
+    @property
+    def peak_rate(self) -> float:
         return self.rate
 
     def scaled(self, factor: float) -> Poisson:
@@ -68,6 +73,10 @@ class Sine:
         theta = math.asin(self.base / a)
         return (self.base * (math.pi + 2 * theta) + 2 * a * math.cos(theta)) / (2 * math.pi)
 
+    @property
+    def peak_rate(self) -> float:
+        return self.base + abs(self.amplitude)
+
     def scaled(self, factor: float) -> Sine:
         return Sine(self.base * factor, self.amplitude * factor, self.period)
 
@@ -82,6 +91,10 @@ class MMPP:
     @property
     def mean_rate(self) -> float:
         return float(np.dot(self.rates, self.sojourns) / np.sum(self.sojourns))
+
+    @property
+    def peak_rate(self) -> float:
+        return max(self.rates)
 
     def scaled(self, factor: float) -> MMPP:
         return MMPP((self.rates[0] * factor, self.rates[1] * factor), self.sojourns)
@@ -98,6 +111,10 @@ class OnOff:
     def mean_rate(self) -> float:
         return float(np.dot(self.rates, self.durations) / np.sum(self.durations))
 
+    @property
+    def peak_rate(self) -> float:
+        return max(self.rates)
+
     def scaled(self, factor: float) -> OnOff:
         return OnOff((self.rates[0] * factor, self.rates[1] * factor), self.durations)
 
@@ -112,6 +129,10 @@ class Profile:
     @property
     def mean_rate(self) -> float:
         return float(np.mean(self.rates))
+
+    @property
+    def peak_rate(self) -> float:
+        return max(self.rates)
 
     def scaled(self, factor: float) -> Profile:
         return Profile(tuple(rate * factor for rate in self.rates), self.step)
@@ -354,8 +375,9 @@ class World:
         most = self.flows if self.flows is not None else 2**62
         if isinstance(self.arrivals, Trace):
             most = min(most, len(self.arrivals.times_ns))
-        if self.duration is not None:
+        elif self.duration is not None:
             factor = max([1.0, *(event.factor for event in self.events if isinstance(event, RateChange))])
-            mean = self.arrivals.mean_rate * factor * self.duration
-            most = min(most, int(2 * mean + 10 * math.sqrt(mean) + 1000))
+            # A run may be shorter than the phase of the greatest rate.
+            flows = max(2 * self.arrivals.mean_rate, self.arrivals.peak_rate) * factor * self.duration
+            most = min(most, int(flows + 10 * math.sqrt(flows) + 1000))
         return most

@@ -11,12 +11,13 @@ from testbed.compare import tables
 from testbed.compare.figures import references, times_of, usable
 from testbed.compare.measure import Run
 from testbed.compare.outcome import ratio_of
-from testbed.compare.runner import Comparison
+from testbed.compare.runner import CENTRAL, CLAIRVOYANT, OVER_PATH, Comparison
 from testbed.compare.scenario import Scenario
 
 _BIN_S = 0.5
 _POINTS = 2500  # requests shown as dots in a plot over time
 _QUANTILES = 1 - np.logspace(0, -4, 160)
+_DASHES = {CENTRAL: "dot", OVER_PATH: "dashdot", CLAIRVOYANT: "dash"}
 _COLOURS = (
     "#1f77b4",
     "#ff7f0e",
@@ -95,7 +96,7 @@ def _tails(document: dict[str, Any], found: Comparison) -> Any:
         _add_tail(figure, fct, one["name"], _COLOURS[i % len(_COLOURS)], "solid")
     for reference in document["references"]:
         fct = np.concatenate([times_of(one).fct_ms for one in references(found, reference["name"])])
-        _add_tail(figure, fct, reference["name"], "#555", "dot" if "central" in reference["name"] else "dash")
+        _add_tail(figure, fct, reference["name"], "#555", _DASHES[reference["name"]])
     figure.update_layout(**_LAYOUT, height=460, xaxis_title="FCT, ms", yaxis_title="share that took longer")
     figure.update_xaxes(type="log", autorangeoptions_minallowed=0)  # 1 ms: the axis counts in powers of ten
     figure.update_yaxes(type="log", dtick=1)

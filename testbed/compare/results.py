@@ -59,8 +59,8 @@ Every competitor runs with one worker, upstream connections reused, and the conf
 in `configurations/` of its report: HAProxy `leastconn`, nginx `least_conn` and `random two least_conn`, Envoy
 `LEAST_REQUEST` of two and of all; the told ones beside them. The *central queue* and *least work left* are simulated on
 the same arrivals, with the servers' lateness and the path's overhead as measured; *over the path* a worker also waits
-for the way of its answer and of the next request, as it does behind any balancer. Least work left knows every demand in
-advance, and minimises the time of the flow at hand, not of those to come.
+for the way of its answer and of the next request, as behind any balancer that sends one to a free worker alone. Least
+work left knows every demand in advance, and minimises the time of the flow at hand, not of those to come.
 """
 
 _WORDS = {

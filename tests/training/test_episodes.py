@@ -52,3 +52,13 @@ def test_the_p99_leaves_the_warm_up_out(tmp_path):
     (_, after), (_, whole) = (outcomes(path, steps=20, warmup=share) for share in (0.5, 0.0))
     assert (after < 6e-3).all()
     assert (whole > 100e-3).all()
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    ["kind: on-off, rates: [10, 0.1], durations: [60s, 600s]", "kind: profile, rates: [8, 1, 1, 1], step: 60s"],
+)
+def test_the_p99_is_of_all_flows_also_where_an_episode_is_but_the_busiest_phase(arrivals, tmp_path):
+    text = ONE_SERVER.replace("load: 0.5", "load: 0.1") + f"arrivals: {{{arrivals}}}\n"
+    _, p99 = outcomes(write_scenario(tmp_path, text), steps=200)
+    assert np.isfinite(p99).all()

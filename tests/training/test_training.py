@@ -348,7 +348,7 @@ def test_arms_learns_its_network_only_where_it_is_looked_at(scenario, tmp_path):
     assert [line["step"] for line in lines if "worth" in line] == [96, 144, 192, 288, 336]
 
 
-def test_a_training_interrupted_while_arms_learns_goes_on_to_the_same_policy(scenario, tmp_path, monkeypatch):  # noqa: F811
+def test_a_training_interrupted_while_arms_learns_goes_on_to_the_same_policy(scenario, tmp_path, monkeypatch, capsys):  # noqa: F811
     from controlplane.agents.arms import ConstantArms
 
     whole = train("arms", scenario, tmp_path / "whole", "--steps", "96")
@@ -362,6 +362,8 @@ def test_a_training_interrupted_while_arms_learns_goes_on_to_the_same_policy(sce
     monkeypatch.setattr(ConstantArms, "learn", interrupted)
     half = train("arms", scenario, tmp_path / "half", "--steps", "96", status=1)
     assert not same_policies(whole / "policy.safetensors", half / "policy.safetensors")
+    assert read(half / "policy.safetensors")[1].training.steps == 0, "it is made of no farm yet"
+    assert "after 96 steps, the policy is made of 0;" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["train", "--resume", str(half), "--quiet"]) == 0
     assert same_policies(whole / "policy.safetensors", half / "policy.safetensors")
