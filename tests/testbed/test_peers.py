@@ -121,7 +121,13 @@ def test_the_balance_benchmark_compares_on_the_same_arrivals():
         *("--seconds", "2", "--warmup", "1", "--direct", "1", "--rounds", "1"),
     )
     (point,) = document["points"]  # type: ignore[misc]
-    assert list(point["balancers"]) == ["central queue (simulated)", "vickrey adaptive", "haproxy leastconn"]
+    yardsticks = ["central queue (simulated)", "central queue over the path (simulated)"]
+    assert list(point["balancers"]) == [*yardsticks, "vickrey adaptive", "haproxy leastconn"]
+    assert (
+        point["balancers"][yardsticks[0]]["over_path_ratio"]
+        <= 1
+        == point["balancers"][yardsticks[1]]["over_path_ratio"]
+    )
     for figures in point["balancers"].values():
         assert figures["errors"] == figures["unanswered"] == 0
         assert figures["mean_ratio"] > 0.9
