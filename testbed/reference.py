@@ -4,7 +4,7 @@ central_queue     one queue, served by the fastest free worker: no flow is bound
                   kept at a balancer (over_path), a worker also waits for the way of its answer and of the next flow
 least_work_left   knows every demand: each flow goes, at its arrival, where it will be finished first
 
-Nothing is lost on the way. To compare like with like all are given what the real run had: the arrivals and demands,
+Nothing else is lost. To compare like with like all are given what the real run had: the arrivals and demands,
 what the backends' services took above demand / speed, the path's measured overhead, and when which server changed its
 speed.
 """
