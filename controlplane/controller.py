@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from controlplane.background import to_background
 from controlplane.control_loop import SHADOW_CYCLES, ControlLoop, Spec
 from controlplane.deployment.chosen import Chosen, prepare
 from controlplane.deployment.deployment import ROLLED_BACK
@@ -415,6 +416,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    to_background()
 
     def terminate(*_: object) -> None:
         raise SystemExit(0)

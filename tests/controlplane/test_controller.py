@@ -103,6 +103,16 @@ def test_the_first_directive_is_in_force_before_start_is_answered(segment, contr
     assert process.end() == 0
 
 
+def test_all_of_its_threads_give_way_to_the_data_plane(segment, controller):
+    process = controller()
+    assert process.start(segment)["ok"]
+    threads = [int(folder.name) for folder in Path(f"/proc/{process.popen.pid}/task").iterdir()]
+    assert len(threads) > 1  # at least the main one and the loop's
+    nice = max(os.getpriority(os.PRIO_PROCESS, 0), 10)
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {nice}
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 def test_it_beats_although_nothing_changes(segment, controller):
     controller().start(segment)
     first = segment.read_controller()
