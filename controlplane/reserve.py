@@ -38,8 +38,10 @@ STATES_BELOW, STATES_ABOVE = 1024, 4096
 # Of k, what may be an error, or the way to the server and back: workers are whole. The last: of a server hardly known.
 LIMIT_SLACK, LIMIT_PART, LIMIT_PART_NEW = 0.02, 0.5, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
-# It is less where its limit was not seen yet: it may bear more.
-PREFETCH, EXPLORE = 0.7, 0.5
+# Times that vary more than exponential ones, with c² > 1, make it the root of (1 + c²)/2 more, with at most this c².
+PREFETCH, VARIATION_MOST = 0.5, 16.0
+# A worker so many times as fast as the usual one gets one more beyond the limit: what waits there is over too soon.
+FAST = 1.5
 # Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
 # is the next that gets one, and bronze, since it leaves the dearer ones to the others (docs/auction.md).
 SLA_RESERVE = (0.5, 1.0, 0.5)
@@ -48,6 +50,8 @@ TOO_DEAR = 1e4
 # Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late. Of one
 # worker; by the root of k less of k workers, of which one is free the sooner.
 WAY_MOST = 0.08
+# Part of it that is taken to be service, at least.
+SERVICE_PART = 0.5
 # Completions on either side that make a ratio of rates.
 CLEAR = 32.0
 # Squared coefficient of variation of times at the servers below which demands are much alike: shared cores then keep
@@ -113,11 +117,14 @@ def limits(k: Floats, samples: Floats) -> Floats:
     return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - part), 1.0)
 
 
-def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None) -> Binding:
+def bind_late(
+    lam: float, mu: Floats, limit: Floats, tried: Floats | None = None, variation: float = 1.0
+) -> Binding:
     """Return bids that are t/C up to each server's limit, and above it so that its pipe does not run dry.
 
     limit: workers of each server. They are whole: k as it was fitted, 1.1 or 0.9, would make equal servers unequal.
     tried: flows in flight up to which a server is to be tried whose limit was not seen yet; 0 where it was.
+    variation: squared coefficient of variation of the times that flows take.
 
     The reserve is R(q) = (q + 1)/C, the time in which q others and the flow itself leave the queue: a bid of (t + f)/C
     with 0 < f < 1 is accepted from t waiting flows on, and f says which of several such servers is taken first.
@@ -136,12 +143,13 @@ def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None
     first = 0.1 + 0.6 * label / max(count, 1)
     full = np.minimum(CURVE_N / limit[:, None], 1.0)
     level = wanted[:, None] + first[:, None] + 0.1 * full
-    # In the time in which it ends PREFETCH·e flows the queue would not empty, so it would take this one anyway.
+    # In the time in which it ends prefetch·e flows the queue would not empty, so it would take this one anyway.
     tried = np.zeros(n) if tried is None else tried
-    times = np.where(tried > limit, EXPLORE, PREFETCH)
-    ahead = np.ceil(np.maximum(beyond, 0.0) * (times * capacity / (limit * mu))[:, None])
+    prefetch = PREFETCH * np.sqrt(0.5 + 0.5 * np.clip(variation, 1.0, VARIATION_MOST))
+    ahead = np.ceil(np.maximum(beyond, 0.0) * (prefetch * capacity / (limit * mu))[:, None])
     level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
-    deep = beyond > np.maximum(np.ceil(np.sqrt(limit)), tried - limit)[:, None]
+    ahead_most = np.ceil(np.sqrt(limit)) + (mu >= FAST * capacity / limit.sum())
+    deep = beyond > np.maximum(ahead_most, tried - limit)[:, None]
     curves = np.where(deep, TOO_DEAR * CURVE_N[-1], level) / capacity
     return Binding(np.maximum.accumulate(curves, axis=1).reshape(n, -1), reserve, wanted, limit)
 
@@ -196,8 +204,10 @@ class LateBinding:
             return None
         if self._way_share(may, fit) * np.sqrt(limit[may].mean()) > WAY_MOST:
             return None
-        mu = np.maximum(1.0 - failing, 1e-3) / self.speeds.refine(fit.s, fit.samples)
-        found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may])
+        # While flows wait at the server the way costs it nothing: what it ends is a matter of the service alone.
+        service = np.maximum(self.speeds.refine(fit.s, fit.samples) - self._ways(o.n_servers), SERVICE_PART * fit.s)
+        mu = np.maximum(1.0 - failing, 1e-3) / service
+        found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation())
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
         wanted = np.zeros(n)
@@ -245,9 +255,12 @@ class LateBinding:
 
     def _way_share(self, may: Bools, fit: Fit) -> float:
         """Return the part of a flow's time that is the way, weighted by capacity; 0 where no connect was seen."""
-        way = np.where(np.isfinite(self._way), self._way, 0.0) if len(self._way) == len(may) else np.zeros(len(may))
         capacity = fit.capacity[may]
-        return float((np.minimum(way[may] / fit.s[may], 1.0) * capacity).sum() / capacity.sum())
+        return float((np.minimum(self._ways(len(may))[may] / fit.s[may], 1.0) * capacity).sum() / capacity.sum())
+
+    def _ways(self, n: int) -> Floats:
+        """Return the way to each server and back, (n,) seconds; 0 where no connect was seen."""
+        return np.where(np.isfinite(self._way), self._way, 0.0) if len(self._way) == n else np.zeros(n)
 
     def _watch(self, o: Observation) -> None:
         """Follow whether the servers keep the order of their flows."""

@@ -46,6 +46,13 @@ class Speeds:
         self._sums *= np.exp(-new[:, :1] / LOG_FLOWS)
         self._sums += new
 
+    def variation(self) -> float:
+        """Return the squared coefficient of variation of a flow's time at a server; 1 where little was seen."""
+        n, first, second = self._sums[self._sums[:, 0] >= 2.0, :3].T
+        if n.sum() < LOG_LEAST:
+            return 1.0
+        return max(float((second * n**2 / np.maximum(first, 1e-300) ** 2 - n).sum() / (n - 1.0).sum()), 0.0)
+
     def refine(self, s: Floats, samples: Floats) -> Floats:
         """Return s, seconds, without the part of its error that the logarithms show."""
         sums = self._sums

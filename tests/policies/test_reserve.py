@@ -17,6 +17,7 @@ from dataplane.simulator import (
     BoundedPareto,
     Deterministic,
     Exponential,
+    Hyperexponential,
     Join,
     Poisson,
     Result,
@@ -176,6 +177,50 @@ def test_a_way_that_is_long_beside_the_service_ends_late_binding():
     run(world(0.9, 1, delay=0.00005), policy=near)
     assert far.decided[-1].reserve is None
     assert near.decided[-1].reserve is not None
+
+
+def _taken_from(found, server, n):
+    """Return how many flows must wait before a server with n in flight takes one; None: none ever."""
+    enough = np.flatnonzero(found.reserve >= found.curves[server, n])
+    return int(CURVE_N[enough[0]]) if len(enough) else None
+
+
+def test_a_full_server_gets_the_next_flow_once_half_as_many_wait_as_leave_until_its_next_completion():
+    # Rates 100, 50 and 25 a second of 400: meanwhile 4, 8 and 16 flows leave. The fast ones get a second, at twice as
+    # many; they are twice as fast as the usual worker.
+    mu = np.array([25.0, 25, 25, 25, 50, 50, 100, 100])
+    found = bind_late(380.0, mu, np.ones(8))
+    assert [_taken_from(found, i, 1) for i in range(8)] == [8, 8, 8, 8, 4, 4, 2, 2]
+    assert [_taken_from(found, i, 2) for i in range(8)] == [None] * 6 + [4, 4]
+    assert [_taken_from(found, i, 3) for i in range(8)] == [None] * 8
+    # c² = 7: twice as many. Below 1 it is the same.
+    assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=7.0), i, 1) for i in (0, 4, 6)] == [16, 8, 4]
+    assert np.array_equal(bind_late(380.0, mu, np.ones(8), variation=0.0).curves, found.curves)
+
+
+def test_the_variation_of_times_is_that_of_the_demand_on_servers_of_any_speed():
+    for demand, squared in (
+        (Deterministic(0.02), 0.0),
+        (Exponential(0.02), 1.0),
+        (Hyperexponential(0.5, 0.001, 0.039), 2.8),
+    ):
+        policy = Watched()
+        run(world(0.7, 4, demand), policy=policy)
+        assert policy.late.speeds.variation() == pytest.approx(squared, rel=0.2, abs=0.05)
+
+
+def test_the_way_is_not_taken_for_service(monkeypatch):
+    # 0.4 ms of the way there and back, beside services of 20 and 5 ms: 2 and 7 % of their sum.
+    rates = []
+
+    def bound(lam, mu, *others):
+        rates.append(mu)
+        return bind_late(lam, mu, *others)
+
+    monkeypatch.setattr("controlplane.reserve.bind_late", bound)
+    run(world(0.8, 1, speeds=(1, 1, 4, 4), delay=0.0002))
+    slow, fast = np.mean(rates[len(rates) // 2 :], axis=0).reshape(2, 2).mean(axis=1) * 0.02
+    assert (slow, fast) == pytest.approx((1.0, 4.0), rel=0.03)
 
 
 def test_a_server_that_swaps_its_speed_is_followed():
