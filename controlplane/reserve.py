@@ -38,7 +38,8 @@ STATES_BELOW, STATES_ABOVE = 1024, 4096
 # Of k, what may be an error, or the way to the server and back: workers are whole. The last: of a server hardly known.
 LIMIT_SLACK, LIMIT_PART, LIMIT_PART_NEW = 0.02, 0.5, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
-# Times that vary more than exponential ones, with c² > 1, make it the root of (1 + c²)/2 more, with at most this c².
+# Where times vary more than exponential ones, with c² > 1, it is √((1 + c²)/2) times as many, with at most this c²; but
+# not where its limit was not seen yet: it may bear more.
 PREFETCH, VARIATION_MOST = 0.5, 16.0
 # A worker so many times as fast as the usual one gets one more beyond the limit: what waits there is over too soon.
 FAST = 1.5
@@ -117,9 +118,7 @@ def limits(k: Floats, samples: Floats) -> Floats:
     return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - part), 1.0)
 
 
-def bind_late(
-    lam: float, mu: Floats, limit: Floats, tried: Floats | None = None, variation: float = 1.0
-) -> Binding:
+def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None, variation: float = 1.0) -> Binding:
     """Return bids that are t/C up to each server's limit, and above it so that its pipe does not run dry.
 
     limit: workers of each server. They are whole: k as it was fitted, 1.1 or 0.9, would make equal servers unequal.
@@ -145,7 +144,8 @@ def bind_late(
     level = wanted[:, None] + first[:, None] + 0.1 * full
     # In the time in which it ends prefetch·e flows the queue would not empty, so it would take this one anyway.
     tried = np.zeros(n) if tried is None else tried
-    prefetch = PREFETCH * np.sqrt(0.5 + 0.5 * np.clip(variation, 1.0, VARIATION_MOST))
+    varied = PREFETCH * np.sqrt(0.5 + 0.5 * np.clip(variation, 1.0, VARIATION_MOST))
+    prefetch = np.where(tried > limit, PREFETCH, varied)
     ahead = np.ceil(np.maximum(beyond, 0.0) * (prefetch * capacity / (limit * mu))[:, None])
     level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
     ahead_most = np.ceil(np.sqrt(limit)) + (mu >= FAST * capacity / limit.sum())
@@ -204,9 +204,12 @@ class LateBinding:
             return None
         if self._way_share(may, fit) * np.sqrt(limit[may].mean()) > WAY_MOST:
             return None
-        # While flows wait at the server the way costs it nothing: what it ends is a matter of the service alone.
-        service = np.maximum(self.speeds.refine(fit.s, fit.samples) - self._ways(o.n_servers), SERVICE_PART * fit.s)
-        mu = np.maximum(1.0 - failing, 1e-3) / service
+        # While flows wait at the server the way costs it nothing: what it ends is a matter of the service alone. The
+        # usual way, from all: a server that is further off is the slower for it.
+        s = self.speeds.refine(fit.s, fit.samples)
+        ways = self._way[np.isfinite(self._way)]
+        way = float(np.median(ways)) if len(ways) else 0.0
+        mu = np.maximum(1.0 - failing, 1e-3) / np.maximum(s - way, SERVICE_PART * s)
         found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation())
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
@@ -255,12 +258,9 @@ class LateBinding:
 
     def _way_share(self, may: Bools, fit: Fit) -> float:
         """Return the part of a flow's time that is the way, weighted by capacity; 0 where no connect was seen."""
+        way = np.where(np.isfinite(self._way), self._way, 0.0) if len(self._way) == len(may) else np.zeros(len(may))
         capacity = fit.capacity[may]
-        return float((np.minimum(self._ways(len(may))[may] / fit.s[may], 1.0) * capacity).sum() / capacity.sum())
-
-    def _ways(self, n: int) -> Floats:
-        """Return the way to each server and back, (n,) seconds; 0 where no connect was seen."""
-        return np.where(np.isfinite(self._way), self._way, 0.0) if len(self._way) == n else np.zeros(n)
+        return float((np.minimum(way[may] / fit.s[may], 1.0) * capacity).sum() / capacity.sum())
 
     def _watch(self, o: Observation) -> None:
         """Follow whether the servers keep the order of their flows."""

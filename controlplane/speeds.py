@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.estimator import shrink
+from controlplane.estimator import TIME_FLOOR, shrink
 from controlplane.policy import Bools, Floats
 
 # Flows of a server over which the moments of its times and their logarithms are taken, and the flows of all from which
@@ -51,7 +51,7 @@ class Speeds:
         n, first, second = self._sums[self._sums[:, 0] >= 2.0, :3].T
         if n.sum() < LOG_LEAST:
             return 1.0
-        return max(float((second * n**2 / np.maximum(first, 1e-300) ** 2 - n).sum() / (n - 1.0).sum()), 0.0)
+        return max(float((second / np.maximum(first / n, TIME_FLOOR) ** 2 - n).sum() / (n - 1.0).sum()), 0.0)
 
     def refine(self, s: Floats, samples: Floats) -> Floats:
         """Return s, seconds, without the part of its error that the logarithms show."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from controlplane import registry
+from controlplane.background import waited_for_core
 from controlplane.deployment import options
 from controlplane.directive import check
 from controlplane.policy import Directive, Observation, Policy
@@ -109,14 +110,21 @@ class Decider:
         self.seconds: deque[float] = deque(maxlen=256)
 
     def decide(self, o: Observation, within: float) -> Directive | None:
-        """Return its directive if that validates and came within so many seconds; else None, counted."""
-        begun = time.perf_counter()
+        """Return its directive if that validates and came within so many seconds; else None, counted.
+
+        Waiting for a core does not count: the controller gives way to the workers, and no policy is to blame for that.
+        """
+        begun, waited = time.perf_counter(), waited_for_core()
+
+        def took() -> float:
+            return max(time.perf_counter() - begun - (waited_for_core() - waited), 0.0)
+
         try:
             directive = self.chosen.policy.decide(o)
-            self.took = time.perf_counter() - begun
+            self.took = took()
             check(directive, o.n_servers)
         except Exception as error:  # whatever a policy raises must not end the loop
-            self.took = time.perf_counter() - begun
+            self.took = took()
             self.refuse(f"{type(error).__name__}: {error}")
             return None
         self.decisions += 1

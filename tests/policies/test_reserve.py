@@ -13,6 +13,7 @@ from controlplane.overtaking import Overtaking
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N, Directive, Observation
 from controlplane.reserve import bind_late, classes_of, limits, thresholds
+from controlplane.speeds import Speeds
 from dataplane.simulator import (
     BoundedPareto,
     Deterministic,
@@ -196,6 +197,10 @@ def test_a_full_server_gets_the_next_flow_once_half_as_many_wait_as_leave_until_
     # c² = 7: twice as many. Below 1 it is the same.
     assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=7.0), i, 1) for i in (0, 4, 6)] == [16, 8, 4]
     assert np.array_equal(bind_late(380.0, mu, np.ones(8), variation=0.0).curves, found.curves)
+    # Nor where the limit was not seen: there it is tried, and deeper.
+    tried = bind_late(380.0, mu, np.ones(8), tried=np.full(8, 3.0), variation=7.0)
+    assert [_taken_from(tried, i, 1) for i in (0, 4, 6)] == [8, 4, 2]
+    assert [_taken_from(tried, i, 2) for i in (0, 4, 6)] == [16, 8, 4]
 
 
 def test_the_variation_of_times_is_that_of_the_demand_on_servers_of_any_speed():
@@ -207,6 +212,26 @@ def test_the_variation_of_times_is_that_of_the_demand_on_servers_of_any_speed():
         policy = Watched()
         run(world(0.7, 4, demand), policy=policy)
         assert policy.late.speeds.variation() == pytest.approx(squared, rel=0.2, abs=0.05)
+
+
+def test_times_of_nothing_have_a_variation():
+    speeds = Speeds()
+    speeds.match(np.ones(2, dtype=bool))
+    speeds.update(np.zeros(1000, dtype=np.intp), np.zeros(1000))
+    assert speeds.variation() == 0.0
+
+
+def test_what_logarithms_say_of_a_service_time_is_used_whole(monkeypatch):
+    rates = []
+
+    def bound(lam, mu, *others):
+        rates.append(mu)
+        return bind_late(lam, mu, *others)
+
+    monkeypatch.setattr("controlplane.reserve.bind_late", bound)
+    monkeypatch.setattr(Speeds, "refine", lambda self, s, samples: np.array([0.001, 0.02, 0.02]))
+    run(world(0.8, 1, speeds=(1, 1, 1), flows=2000))
+    assert rates[-1] == pytest.approx([1000.0, 50.0, 50.0])
 
 
 def test_the_way_is_not_taken_for_service(monkeypatch):
