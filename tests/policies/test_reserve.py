@@ -221,31 +221,38 @@ def test_times_of_nothing_have_a_variation():
     assert speeds.variation() == 0.0
 
 
-def test_what_logarithms_say_of_a_service_time_is_used_whole(monkeypatch):
-    rates = []
+@pytest.fixture
+def rates(monkeypatch):
+    """The servers' rates of each decision that held flows."""
+    told = []
 
     def bound(lam, mu, *others):
-        rates.append(mu)
+        told.append(mu)
         return bind_late(lam, mu, *others)
 
     monkeypatch.setattr("controlplane.reserve.bind_late", bound)
+    return told
+
+
+def test_what_logarithms_say_of_a_service_time_is_used_whole(rates, monkeypatch):
     monkeypatch.setattr(Speeds, "refine", lambda self, s, samples: np.array([0.001, 0.02, 0.02]))
     run(world(0.8, 1, speeds=(1, 1, 1), flows=2000))
     assert rates[-1] == pytest.approx([1000.0, 50.0, 50.0])
 
 
-def test_the_way_is_not_taken_for_service(monkeypatch):
+def test_the_way_is_not_taken_for_service(rates):
     # 0.4 ms of the way there and back, beside services of 20 and 5 ms: 2 and 7 % of their sum.
-    rates = []
-
-    def bound(lam, mu, *others):
-        rates.append(mu)
-        return bind_late(lam, mu, *others)
-
-    monkeypatch.setattr("controlplane.reserve.bind_late", bound)
     run(world(0.8, 1, speeds=(1, 1, 4, 4), delay=0.0002))
     slow, fast = np.mean(rates[len(rates) // 2 :], axis=0).reshape(2, 2).mean(axis=1) * 0.02
     assert (slow, fast) == pytest.approx((1.0, 4.0), rel=0.03)
+
+
+def test_a_server_that_is_further_off_is_the_slower_for_it(rates, monkeypatch):
+    # 20 ms of service, 0.4 ms of the way to four servers and 4 ms to one: what is usual is taken off all.
+    monkeypatch.setattr(Speeds, "refine", lambda self, s, samples: np.array([0.0204] * 4 + [0.024]))
+    w = world(0.8, 1, speeds=(1,) * 5, delay=0.0002, flows=2000)
+    run(replace(w, servers=[*w.servers[:4], replace(w.servers[4], delay=0.002)]))
+    assert 1.0 / rates[-1] == pytest.approx([0.02] * 4 + [0.0236])
 
 
 def test_a_server_that_swaps_its_speed_is_followed():
