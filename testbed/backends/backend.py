@@ -16,6 +16,7 @@ closed the first.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import os
@@ -28,6 +29,7 @@ import numpy as np
 from aiohttp import web
 
 from testbed.backends.faults import Fault, parse_fault
+from testbed.backends.server import Server, connection_of
 from testbed.backends.station import Dropped, QueueFull, Station
 from testbed.demand import parse_demand
 from testbed.processes import rss_bytes
@@ -102,7 +104,7 @@ class Backend:
                 await runner.cleanup()
 
     async def _listen(self, port: int) -> tuple[web.ServerRunner, web.TCPSite, int]:
-        server = web.Server(self._handle, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S)
+        server = Server(self._handle, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE_S)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, self.spec.host, port, backlog=4096, reuse_address=True)
@@ -138,19 +140,22 @@ class Backend:
             demand_ms, size = self._asked_for(request.query_string)
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n", headers={"X-Server": self.spec.name})
-        received = 0
+        connection = connection_of(request)
+        received, arrived = 0, connection.request_came()
         if request.body_exists:
             async for piece in request.content.iter_any():
                 received += len(piece)
+            arrived = asyncio.get_running_loop().time()
         struck = self._is_struck()
         if struck == "hang":
             await self._fault_over.wait()
+            arrived = asyncio.get_running_loop().time()
         elif struck == "500":
             return web.Response(status=self.fault.status, text="fault\n", headers={"X-Server": self.spec.name})
         elif struck == "close":
             _abort(request)
         try:
-            job = await self.station.serve(demand_ms / 1e3)
+            job = await self.station.serve(demand_ms / 1e3, arrived)
         except (QueueFull, Dropped) as error:
             return web.Response(status=503, text=f"{error}\n", headers={"X-Server": self.spec.name})
         headers = {
@@ -166,6 +171,7 @@ class Backend:
             await response.prepare(request)
             await response.write(self._body(max(size, 2))[: max(size, 2) // 2])
             _abort(request)
+        connection.once_answered(functools.partial(self.station.answered, job))
         return web.Response(body=self._body(size), headers=headers, content_type="text/plain")
 
     def _is_struck(self) -> str:
