@@ -37,6 +37,7 @@ from testbed.processes import rss_bytes
 KEEP_ALIVE_S = 3600.0  # longer than any balancer's, so that the balancer decides when a connection closes
 MAX_BODY_BYTES = 64 << 20
 MAX_DEMAND_MS = 600_000.0
+_PROMPT_BYTES = 65_536  # an answer no longer than this leaves at once, however slow its client reads
 _SAMPLES = 4096
 
 
@@ -171,7 +172,8 @@ class Backend:
             await response.prepare(request)
             await response.write(self._body(max(size, 2))[: max(size, 2) // 2])
             _abort(request)
-        connection.once_answered(functools.partial(self.station.answered, job))
+        if size <= _PROMPT_BYTES:
+            connection.once_answered(functools.partial(self.station.answered, job))
         return web.Response(body=self._body(size), headers=headers, content_type="text/plain")
 
     def _is_struck(self) -> str:

@@ -58,7 +58,7 @@ class Totals:
     demand_s: float = 0.0  # work asked for by the jobs that were served
     service_s: float = 0.0  # time that workers spent on them
     wait_s: float = 0.0
-    late_s: float = 0.0  # from the end of a service until the answer left; less than 0 where it left before
+    late_s: float = 0.0  # from the end of a service until its answer, if short, left; below 0 where it left before
 
 
 @dataclass(slots=True)
