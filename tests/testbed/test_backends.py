@@ -167,6 +167,39 @@ def test_a_request_comes_with_its_bytes_and_a_pipelined_one_with_the_answer_befo
     with_backend(Spec(), body)
 
 
+def test_what_a_handler_takes_to_begin_is_no_time_without_work(monkeypatch):
+    """A request has come when its bytes have: its service is over so much after that."""
+
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        submit, before_s = Station.submit, []
+
+        def seen(station: Station, demand_s: float, arrived: float | None = None) -> Job:
+            assert arrived is not None
+            before_s.append(asyncio.get_running_loop().time() - arrived)
+            return submit(station, demand_s, arrived)
+
+        asked_for = backend._asked_for
+        monkeypatch.setattr(backend, "_asked_for", lambda query: (time.sleep(0.02), asked_for(query))[1])
+        monkeypatch.setattr(Station, "submit", seen)
+        await get(session, f"{url}/?d=1")
+        async with session.post(f"{url}/?d=1", data=b"ab") as answer:
+            assert answer.status == 200
+        assert before_s[0] >= 0.02
+        assert before_s[1] < 0.02  # it has come when its body has
+
+    with_backend(Spec(), body)
+
+
+def test_short_answers_teach_a_backend_its_lead_and_long_ones_do_not():
+    async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
+        await get(session, f"{url}/?d=2&size=1000000")
+        assert (backend.station.lead_s, backend.station.totals.late_s) == (0.0, 0.0)
+        await get(session, f"{url}/?d=2")
+        assert backend.station.lead_s > 0  # the first answer is told at its end, and leaves later
+
+    with_backend(Spec(), body)
+
+
 def test_a_reset_answers_those_who_wait_503():
     async def body(backend: Backend, session: aiohttp.ClientSession, url: str) -> None:
         first, second = (asyncio.create_task(get(session, f"{url}/?d=100")) for _ in range(2))
