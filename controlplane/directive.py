@@ -44,6 +44,8 @@ def check(directive: Directive, n_servers: int) -> None:
         _check_array("curves", directive.curves, (n_servers, CURVE_POINTS))
         if (np.diff(directive.curves, axis=1) < 0).any():
             raise DirectiveError("curves: a bid falls as flows in flight grow")
+        if directive.aging is not None:
+            _check_array("aging", directive.aging, (n_servers, 2))
     _check_reserve(directive)
     if not 0 <= directive.choices <= 2**32 - 1:
         raise DirectiveError(f"choices: {directive.choices}")
@@ -114,6 +116,7 @@ def to_data(directive: Directive, ids: Ids, *, table_room: int, policy: str, **h
             data.table = maglev_table(data.weights, ids, table_size(len(ids), table_room))
     if directive.rule == "bids":
         data.curves = np.minimum(directive.curves, BID_MAX) if directive.curves is not None else None
+        data.aging = np.minimum(directive.aging, BID_MAX) if directive.aging is not None else None
         data.choices = min(directive.choices, len(ids))
     elif directive.rule == "classic" and directive.classic is not None:
         rows = np.zeros(len(ids), dtype=CLASSIC_SERVER)

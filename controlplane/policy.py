@@ -156,6 +156,8 @@ class Directive:
         None  # (servers,) shares: the lotteries need them; elsewhere the learned capacities, for show
     )
     curves: Floats | None = None  # (servers, CURVE_POINTS): rule bids
+    aging: Floats | None = None  # (servers, 2): with so many flows in flight or more, a bid grows by so many times
+    # itself a second since a flow last came or left there
     choices: int = 0  # bids: servers sampled for one auction; 0: all bid
     classic: ClassicParameters | None = None
     reserve: Floats | None = None  # (CURVE_POINTS,) by flows waiting: a flow whose lowest bid is above it waits too

@@ -38,9 +38,12 @@ STATES_BELOW, STATES_ABOVE = 1024, 4096
 # Of k, what may be an error, or the way to the server and back: workers are whole. The last: of a server hardly known.
 LIMIT_SLACK, LIMIT_PART, LIMIT_PART_NEW = 0.02, 0.5, 0.25
 # A server gets a flow beyond its limit when so many times the flows that will leave the queue until it ends one wait.
-# Where times vary more than exponential ones, with c² > 1, it is √((1 + c²)/2) times as many, with at most this c²; but
-# not where its limit was not seen yet: it may bear more.
-PREFETCH, VARIATION_MOST = 0.5, 16.0
+# Where times vary more than exponential ones, with c² > 1, it is ((1 + c²)/2)^1.5 times as many, with at most this c²;
+# but not where its limit was not seen yet: it may bear more.
+PREFETCH, VARIATION_POWER, VARIATION_MOST = 0.5, 1.5, 4.0
+# A flow that has taken t takes s + κt more, κ = (c² − 1)/(c² + 1), where times are generalised Pareto of mean s. So
+# many times κ, since of tails that end somewhere c² tells too little; less than the second is taken for noise.
+AGING, AGING_LEAST = 2.0, 0.1
 # A worker so many times as fast as the usual one gets one more beyond the limit: what waits there is over too soon.
 FAST = 1.5
 # Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
@@ -110,6 +113,7 @@ class Binding:
     reserve: Floats  # (CURVE_POINTS,) seconds, by flows that wait
     wanted: Floats  # (servers,) flows that must wait before it takes one
     limit: Floats  # (servers,) flows in flight from which on it takes one only for a long queue
+    aging: Floats  # (servers, 2): limit, and by how many times itself a bid beyond it grows a second without a move
 
 
 def limits(k: Floats, samples: Floats) -> Floats:
@@ -144,14 +148,17 @@ def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None
     level = wanted[:, None] + first[:, None] + 0.1 * full
     # In the time in which it ends prefetch·e flows the queue would not empty, so it would take this one anyway.
     tried = np.zeros(n) if tried is None else tried
-    varied = PREFETCH * np.sqrt(0.5 + 0.5 * np.clip(variation, 1.0, VARIATION_MOST))
-    prefetch = np.where(tried > limit, PREFETCH, varied)
+    c2 = min(max(variation, 1.0), VARIATION_MOST)
+    prefetch = np.where(tried > limit, PREFETCH, PREFETCH * (0.5 + 0.5 * c2) ** VARIATION_POWER)
+    aging = AGING * (c2 - 1.0) / (c2 + 1.0)
+    growth = np.where(tried > limit, 0.0, aging * mu) if aging >= AGING_LEAST else np.zeros(n)
     ahead = np.ceil(np.maximum(beyond, 0.0) * (prefetch * capacity / (limit * mu))[:, None])
     level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
     ahead_most = np.ceil(np.sqrt(limit)) + (mu >= FAST * capacity / limit.sum())
     deep = beyond > np.maximum(ahead_most, tried - limit)[:, None]
     curves = np.where(deep, TOO_DEAR * CURVE_N[-1], level) / capacity
-    return Binding(np.maximum.accumulate(curves, axis=1).reshape(n, -1), reserve, wanted, limit)
+    curves = np.maximum.accumulate(curves, axis=1).reshape(n, -1)
+    return Binding(curves, reserve, wanted, limit, np.stack([limit, growth], axis=1))
 
 
 def at_work(profile: Profile, k: Floats) -> Floats:
@@ -213,9 +220,9 @@ class LateBinding:
         found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation())
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
-        wanted = np.zeros(n)
-        curves[may], wanted[may] = found.curves, found.wanted
-        return Binding(curves, found.reserve, wanted, limit)
+        wanted, aging = np.zeros(n), np.zeros((n, 2))
+        curves[may], wanted[may], aging[may] = found.curves, found.wanted, found.aging
+        return Binding(curves, found.reserve, wanted, limit, aging)
 
     def _at_least(self, k: Floats, full: Bools, samples: Floats) -> tuple[Floats, Bools]:
         """Return k, no less than was proven, and whose limit was seen; a server not seen full has as many more."""

@@ -154,7 +154,8 @@ int segment_check_directive(const void *payload, uint64_t length, uint32_t max_s
         !array_is_inside(length, d->off_table, d->table_slots, 4) ||
         !array_is_inside(length, d->off_classic, n, sizeof(struct classic_server)) ||
         !array_is_inside(length, d->off_reserve, CURVE_POINTS, sizeof(float)) || d->n_routes > ROUTES_MAX + 1u ||
-        !array_is_inside(length, d->off_loads, d->n_routes, SLA_CLASSES * sizeof(float)))
+        !array_is_inside(length, d->off_loads, d->n_routes, SLA_CLASSES * sizeof(float)) ||
+        !array_is_inside(length, d->off_aging, n, sizeof(struct aging)))
         return refuse(reason, REJECT_BOUNDS);
     if (d->off_ids == 0 || (d->off_table == 0 && d->table_slots != 0) || (d->off_loads == 0 && d->n_routes != 0))
         return refuse(reason, REJECT_BOUNDS);
@@ -182,6 +183,12 @@ int segment_check_directive(const void *payload, uint64_t length, uint32_t max_s
         const float *curves = array_at(d, d->off_curves);
         for (uint32_t i = 0; i < n; i++)
             if (!curve_is_valid(curves + (uint64_t)i * CURVE_POINTS))
+                return refuse(reason, REJECT_VALUE);
+    }
+    if (d->off_aging != 0) {
+        const struct aging *aging = array_at(d, d->off_aging);
+        for (uint32_t i = 0; i < n; i++)
+            if (!is_amount(aging[i].from) || !is_amount(aging[i].per_second))
                 return refuse(reason, REJECT_VALUE);
     }
     if (d->off_classic != 0) {

@@ -166,6 +166,7 @@ class DirectiveData:
     classic: NDArray[Any] | None = None  # (servers,) of dtype CLASSIC_SERVER
     reserve: ArrayLike | None = None  # (CURVE_POINTS,) by flows waiting; None: no flow is held
     loads: ArrayLike | None = None  # (routes + 1, SLA classes) > 0
+    aging: ArrayLike | None = None  # (servers, 2): flows in flight, growth a second
 
     def encode(self) -> NDArray[np.uint64]:
         """Return the payload as words; PayloadRejectedError when an array has not the shape that its rows ask for.
@@ -184,6 +185,7 @@ class DirectiveData:
             "off_classic": _array("classic", self.classic, CLASSIC_SERVER, (n,)),
             "off_reserve": _array("reserve", self.reserve, np.float32, (CURVE_POINTS,)),
             "off_loads": _array("loads", self.loads, np.float32, (-1, len(SLA_CLASSES))),
+            "off_aging": _array("aging", self.aging, np.float32, (n, 2)),
         }
         offsets, end = {}, DIRECTIVE.itemsize
         for name, array in arrays.items():
@@ -246,6 +248,7 @@ class DirectiveView:
     classic: NDArray[np.void] | None
     reserve: NDArray[np.float32] | None
     loads: NDArray[np.float32] | None
+    aging: NDArray[np.float32] | None
 
     @property
     def rule(self) -> str:
@@ -293,6 +296,7 @@ def decode_directive(payload: NDArray[np.uint64], epoch: int) -> DirectiveView:
 
     curves = at("off_curves", np.float32, n * CURVE_POINTS)
     loads = at("off_loads", np.float32, int(head["n_routes"]) * len(SLA_CLASSES))
+    aging = at("off_aging", np.float32, n * 2)
     return DirectiveView(
         head=head,
         epoch=epoch,
@@ -305,6 +309,7 @@ def decode_directive(payload: NDArray[np.uint64], epoch: int) -> DirectiveView:
         classic=at("off_classic", CLASSIC_SERVER, n),
         reserve=at("off_reserve", np.float32, CURVE_POINTS),
         loads=None if loads is None else loads.reshape(-1, len(SLA_CLASSES)),
+        aging=None if aging is None else aging.reshape(n, 2),
     )
 
 

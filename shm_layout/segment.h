@@ -210,6 +210,12 @@ struct classic_server {
     uint32_t reserved;
 };
 
+/* With `from` flows in flight or more, a bid grows by so many times itself a second since a flow last came or left there. */
+struct aging {
+    float    from;                  /* >= 0 */
+    float    per_second;            /* >= 0; 0: it stays */
+};
+
 /* Payload of the directive block. Arrays follow at the offsets given, from the start of the payload; 0: absent.
  * Row i of each is server slot i; a row counts only while id[i] is the slot's id. Writer: the controller. */
 struct directive {
@@ -239,7 +245,9 @@ struct directive {
     float    sla_reserve[SLA_CLASSES]; /* factor on the reserve, by enum sla_class: gold may outbid, bronze is deferred */
     float    coalition_above;       /* classic: a winner with a higher load ratio looks for partners in its coalition … */
     float    coalition_below;       /* … with a lower one than this; 0: no hand-offs */
-    uint8_t  reserved[36];
+    uint32_t reserved32;
+    uint64_t off_aging;             /* struct aging[n_servers]: bids that grow while a server ends no flow; rule bids */
+    uint8_t  reserved[24];
 };
 
 /* Signs of life. Writer: the controller that holds the segment's lock. */

@@ -93,7 +93,10 @@ class Adaptive:
         if view is not None:
             fitted |= {"service": view.service, "delay": view.delay}
         directive = Directive(rule="bids", weights=capacity, curves=curves, fitted=fitted)
-        return directive if late is None else replace(directive, reserve=late.reserve, sla_reserve=SLA_RESERVE)
+        if late is None:
+            return directive
+        aging = late.aging if late.aging[:, 1].any() else None
+        return replace(directive, reserve=late.reserve, sla_reserve=SLA_RESERVE, aging=aging)
 
     def _shares(self, fit: Fit, may: Bools, failing: Floats, objective: str) -> Floats:
         """Return the arrivals a second that each server's bid assumes, (servers,)."""

@@ -8,6 +8,9 @@
  * A server that the directive does not know yet (it joined since) bids the median of the known curves, in the ratio of the
  * configured weights: neither flooded nor starved. A server in slow start bids as if it were slower: its bid is divided by its ramp.
  *
+ * A curve says what a flow costs on average. Where times have heavy tails, a server that has ended no flow for long will go on
+ * so for longer: its bid grows meanwhile, if the directive says so.
+ *
  * Always: curves never fall; randomness comes from the caller; no clock, no lock, no allocation.
  */
 #include "core_private.h"
@@ -15,6 +18,22 @@
 static void bids_rekey(const struct balancer *b, struct book *k, uint32_t i, uint32_t n)
 {
     k->key[i] = has_room(b, i, n) ? key_of(curve_at(k->curve[i], n) * k->scale[i] / b->ramp[i]) : KEY_NONE;
+}
+
+void bids_grow(struct balancer *b, struct book *k, uint64_t now_ns)
+{
+    uint64_t time = word_time(now_ns);
+    for (uint32_t r = 0; r < b->n_ready; r++) {
+        uint32_t i = b->ready[r];
+        uint64_t word = word_load(&b->words[i].word);
+        uint32_t n = (uint32_t)(word >> WORD_TIME_BITS);
+        if (!k->known[i] || k->aging[i].per_second <= 0.0f || (float)n < k->aging[i].from || k->key[i] == KEY_NONE)
+            continue;
+        bids_rekey(b, k, i, n);         /* it may have grown before */
+        float seconds = (float)(word_elapsed(word, time) << WORD_TIME_SHIFT) * 1e-9f;
+        if (k->key[i] != KEY_NONE)
+            k->key[i] = key_of(bid_of(k->key[i]) * (1.0f + k->aging[i].per_second * seconds));
+    }
 }
 
 /* Move the median of v[0 … n - 1] to its place and return it (Hoare's selection). */

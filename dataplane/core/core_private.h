@@ -49,6 +49,10 @@ struct rule {
 
 extern const struct rule rule_maglev, rule_alias, rule_wrr, rule_bids, rule_classic;
 
+/* Make the keys of a book with aging those of this moment: before each of its auctions (bids.c). */
+struct book;
+void bids_grow(struct balancer *b, struct book *k, uint64_t now_ns);
+
 /* One server's part in the classic auction: bid = min(((base + load) · factor + noise) · tail, cap). */
 struct classic_terms {
     float *base, *factor, *tail;    /* s·ρ, (1 + r·max(0, ρ − t))·neural, 1 + c/200 */
@@ -68,6 +72,7 @@ struct book {
     /* bids */
     const float **curve;            /* CURVE_POINTS values */
     float *scale;                   /* the bid is the curve's value times this */
+    const struct aging *aging;      /* bids that grow with time; NULL: none */
     float prior[CURVE_POINTS];      /* curve of a server that the directive does not know, for weight 1 */
     /* alias */
     uint32_t *keep, *other;
@@ -163,6 +168,18 @@ static inline const void *directive_array(const struct directive *d, uint64_t of
 static inline uint32_t word_in_flight(const struct balancer *b, uint32_t i)
 {
     return (uint32_t)(word_load(&b->words[i].word) >> WORD_TIME_BITS);
+}
+
+/* From when a server's word was last moved until `time`, in its units. */
+static inline uint64_t word_elapsed(uint64_t word, uint64_t time)
+{
+    uint64_t elapsed = (time - word) & WORD_TIME_MASK;
+    return elapsed > WORD_TIME_MASK / 2 ? 0 : elapsed;      /* a peer, whose clock was read later, moved it */
+}
+
+static inline uint64_t word_time(uint64_t now_ns)
+{
+    return (now_ns >> WORD_TIME_SHIFT) & WORD_TIME_MASK;
 }
 
 /* May server i, with n in flight, take one more? */

@@ -143,12 +143,13 @@ uint32_t balancer_waiting_for(const struct balancer *b, uint32_t sla, float bid)
 
 struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, uint64_t now_ns)
 {
-    (void)now_ns;
     if (b->n_peers)
         balancer_follow(b);
     bool fallback = b->fallback_active || (b->enforcing_percent < 100 && rng_below(&b->rng, 100) >= b->enforcing_percent);
     struct book *k = fallback ? &b->fallback : &b->primary;
     struct award award;
+    if (k->aging)
+        bids_grow(b, k, now_ns);
     if (b->n_ready == 0)
         award = award_nobody();
     else if (key->avoid < b->n_slots)

@@ -29,11 +29,7 @@ static inline struct move word_move(struct balancer *b, uint32_t i, bool up, uin
     uint64_t *word = &b->words[i].word, old = word_load(word), moved;
     struct move m;
     do {
-        uint64_t time = (now_ns >> WORD_TIME_SHIFT) & WORD_TIME_MASK, elapsed = (time - old) & WORD_TIME_MASK;
-        if (elapsed > WORD_TIME_MASK / 2) { /* a peer, whose clock was read later, moved it first */
-            time = old & WORD_TIME_MASK;
-            elapsed = 0;
-        }
+        uint64_t elapsed = word_elapsed(old, word_time(now_ns)), time = (old + elapsed) & WORD_TIME_MASK;
         m.before = (uint32_t)(old >> WORD_TIME_BITS);
         m.after = up ? m.before + (m.before < IN_FLIGHT_MAX) : m.before - (m.before > 0);
         m.elapsed_ns = elapsed << WORD_TIME_SHIFT;

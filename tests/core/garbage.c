@@ -94,8 +94,8 @@ static void make_directive(uint64_t epoch)
     for (uint32_t p = 0; p < CURVE_POINTS; p++)
         reserve[p] = (p ? reserve[p - 1] : 0) + (float)below(3);
     d->n_routes = 1 + below(ROUTES_MAX);
-    float *loads = array(&d->off_loads, d->n_routes * 4u);
-    for (uint32_t r = 0; r < d->n_routes; r++)
+    float *loads = array(&d->off_loads, d->n_routes * SLA_CLASSES * 4u);
+    for (uint32_t r = 0; r < d->n_routes * SLA_CLASSES; r++)
         loads[r] = 0.5f + (float)below(9);
     for (uint32_t c = 0; c < SLA_CLASSES; c++)
         d->sla_reserve[c] = (float)below(3);
@@ -103,7 +103,11 @@ static void make_directive(uint64_t epoch)
         d->off_reserve = 0;
     if (below(3) == 0)
         d->off_loads = d->n_routes = 0;
+    struct aging *aging = array(&d->off_aging, n * sizeof *aging);
+    if (below(3) == 0)
+        d->off_aging = 0;
     for (uint32_t i = 0; i < n; i++) {
+        aging[i] = (struct aging){ (float)below(4), (float)below(3) };
         ids[i] = below(20) ? i + 1 : 0;
         weights[i] = (float)(below(5) ? below(1000) : 0) + (i == 0);
         for (uint32_t p = 0; p < CURVE_POINTS; p++)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from dataplane.core import NO_SERVER
 from shm_layout.layout import CURVE_LOW, SLA_CLASSES
-from tests.core.farm import Farm, classic_rows, whole_curve
+from tests.core.farm import SECOND, Farm, classic_rows, whole_curve
 
 GOLD, SILVER, BRONZE = (SLA_CLASSES.index(name) for name in ("gold", "silver", "bronze"))
 
@@ -77,6 +79,61 @@ def test_under_the_classic_rule_nobody_yields_since_bids_hang_on_the_flow():
         farm.direct("classic", classic=classic_rows([{"capacity": 10}]), reserve=flat(3))
         farm.balancer.open(0, farm.now, load=1)
         assert farm.dispatch(load=0.1, waiting=1, queued=(0, 1, 0)).server == 0
+
+
+def test_a_full_servers_bid_grows_until_a_flow_comes_or_leaves():
+    with Farm(2) as farm:
+        curves = [whole_curve([1, 2, 4]), whole_curve([50, 60])]
+        farm.direct("bids", curves=curves, reserve=flat(4), aging=[[1, 0.5], [1, 9]])
+        flow = farm.balancer.open(0, farm.now)
+        assert farm.dispatch().bid == 2
+        farm.now += SECOND
+        assert [farm.dispatch().bid for _ in range(3)] == [pytest.approx(3)] * 3  # of the moment, however often asked
+        farm.now += SECOND
+        assert not farm.dispatch().held
+        farm.now += SECOND // 10
+        late = farm.dispatch()
+        assert late.held
+        assert (late.bid, late.idle_bid) == (pytest.approx(4.1), 1)
+        farm.balancer.open(0, farm.now)
+        assert farm.dispatch().bid == 4
+        farm.balancer.close(flow, farm.now)
+        assert farm.dispatch().bid == 2
+
+
+def test_what_has_room_for_more_does_not_age_nor_does_a_server_without_a_rate():
+    with Farm(3) as farm:
+        curves = [whole_curve([1, 2, 4]), whole_curve([3, 3.5, 9]), whole_curve([90, 91])]
+        farm.direct("bids", curves=curves, aging=[[2, 1], [0, 0], [0, 1]])
+        farm.load([1, 1, 0])
+        farm.now += 100 * SECOND
+        award = farm.dispatch()
+        assert (award.server, award.bid, award.price) == (0, 2, 3.5)
+        farm.balancer.open(0, farm.now)
+        farm.now += SECOND
+        award = farm.dispatch()  # 8 now
+        assert (award.server, award.bid, award.price) == (1, 3.5, pytest.approx(8))
+
+
+def test_a_server_that_is_full_by_maxconn_stays_out_of_the_auction_however_its_bid_would_grow():
+    with Farm(2) as farm:
+        farm.change(0, maxconn=1)
+        farm.direct("bids", curves=[whole_curve([1, 2]), whole_curve([1e30, 2e30])], aging=[[1, 1], [0, 3e38]])
+        farm.balancer.open(0, farm.now)
+        farm.now += 10**9 * SECOND
+        award = farm.dispatch()
+        assert (award.server, award.price) == (1, math.inf)
+
+
+def test_bids_stop_growing_with_a_directive_that_says_nothing_of_it():
+    with Farm(1) as farm:
+        curves = [whole_curve([1, 2])]
+        farm.direct("bids", curves=curves, aging=[[1, 1]])
+        farm.balancer.open(0, farm.now)
+        farm.now += SECOND
+        assert farm.dispatch().bid == pytest.approx(4)
+        farm.direct("bids", curves=curves)
+        assert farm.dispatch().bid == 2
 
 
 @pytest.mark.parametrize(("sla", "held"), [(GOLD, False), (SILVER, True), (BRONZE, True)])

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane import registry
-from controlplane.directive import check, to_data
-from controlplane.policy import CURVE_N, Observation, Policy, Profile
-from shm_layout.layout import HISTOGRAM_BUCKETS, OUTCOMES
+from controlplane.directive import DirectiveError, check, to_data
+from controlplane.policy import CURVE_N, Directive, Observation, Policy, Profile
+from shm_layout.layout import CURVE_POINTS, HISTOGRAM_BUCKETS, OUTCOMES
 from shm_layout.payload import check_directive
 from tests.learned.files import make
 from tests.policies.observations import observation, profile
@@ -25,6 +25,12 @@ def decides_validly(policy: Policy, o: Observation) -> None:
     if o.n_servers:
         # What the data plane's own check says of the payload.
         check_directive(to_data(directive, o.ids, table_room=65537, policy=policy.name, sequence=1).encode())
+
+
+@pytest.mark.parametrize("aging", [np.zeros(3), np.zeros((2, 2)), np.full((3, 2), np.nan), np.full((3, 2), -1.0)])
+def test_aging_that_no_data_plane_would_take_is_refused(aging):
+    with pytest.raises(DirectiveError, match="aging: "):
+        check(Directive(rule="bids", curves=np.ones((3, CURVE_POINTS)), aging=aging), 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

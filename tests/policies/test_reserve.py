@@ -194,13 +194,40 @@ def test_a_full_server_gets_the_next_flow_once_half_as_many_wait_as_leave_until_
     assert [_taken_from(found, i, 1) for i in range(8)] == [8, 8, 8, 8, 4, 4, 2, 2]
     assert [_taken_from(found, i, 2) for i in range(8)] == [None] * 6 + [4, 4]
     assert [_taken_from(found, i, 3) for i in range(8)] == [None] * 8
-    # c² = 7: twice as many. Below 1 it is the same.
-    assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=7.0), i, 1) for i in (0, 4, 6)] == [16, 8, 4]
+    # c² = 3: 2^1.5 = 2.83 times as many. Below 1 it is the same, and above 4 as with 4: 3.95.
+    assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=3.0), i, 1) for i in (0, 4, 6)] == [23, 12, 6]
+    assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=9.0), i, 1) for i in (0, 4, 6)] == [32, 16, 8]
     assert np.array_equal(bind_late(380.0, mu, np.ones(8), variation=0.0).curves, found.curves)
     # Nor where the limit was not seen: there it is tried, and deeper.
-    tried = bind_late(380.0, mu, np.ones(8), tried=np.full(8, 3.0), variation=7.0)
+    tried = bind_late(380.0, mu, np.ones(8), tried=np.full(8, 3.0), variation=3.0)
     assert [_taken_from(tried, i, 1) for i in (0, 4, 6)] == [8, 4, 2]
     assert [_taken_from(tried, i, 2) for i in (0, 4, 6)] == [16, 8, 4]
+
+
+def test_full_servers_bids_grow_as_long_flows_last_longer():
+    mu, limit = np.array([25.0, 100.0]), np.array([1.0, 4.0])
+    # c² = 3: κ = ½, and a bid has doubled after a mean service time.
+    grows = bind_late(100.0, mu, limit, variation=3.0).aging
+    assert grows.tolist() == [[1.0, 25.0], [4.0, 100.0]]
+    for noise in (0.5, 1.0, 1.1):
+        assert bind_late(100.0, mu, limit, variation=noise).aging[:, 1].tolist() == [0.0, 0.0]
+    # Where the limit was not seen it is tried.
+    tried = bind_late(100.0, mu, limit, tried=np.array([2.0, 4.0]), variation=3.0)
+    assert tried.aging[:, 1].tolist() == [0.0, 100.0]
+
+
+def test_bids_age_where_times_have_heavy_tails_and_not_where_they_are_exponential():
+    heavy, light = Watched(), Watched()
+    run(world(0.7, 1, Hyperexponential(0.5, 0.001, 0.039)), policy=heavy)
+    run(world(0.7, 1, Exponential(0.02)), policy=light)
+    aging = heavy.decided[-1].aging
+    assert (aging[:, 0] == 1.0).all()
+    # c² = 2.8: κ = 0.47, twice that in a mean service time; not of a server whose limit was not seen.
+    rates = aging[:, 1] * 0.02 / np.array([1, 1, 1, 1, 2, 2, 4, 4])
+    assert (rates > 0).sum() >= 6
+    assert rates[rates > 0] == pytest.approx(0.95, rel=0.3)
+    assert light.decided[-1].reserve is not None
+    assert light.decided[-1].aging is None or light.decided[-1].aging[:, 1].max() * 0.02 < 4 * 0.3
 
 
 def test_the_variation_of_times_is_that_of_the_demand_on_servers_of_any_speed():

@@ -36,10 +36,10 @@ static uint64_t below(uint64_t n)
 static char *directive_make(uint64_t *length)
 {
     uint32_t n = 1 + (uint32_t)below(SERVERS);
-    uint64_t end = sizeof(struct directive), at[9];
-    const uint64_t bytes[9] = { 8u * n, 4u * n, 4u * n * CURVE_POINTS, 4u * n, 4u * n, 4u * TABLE, sizeof(struct classic_server) * n,
-                                4u * CURVE_POINTS, 4u * ROUTES };
-    for (int i = 0; i < 9; i++) {
+    uint64_t end = sizeof(struct directive), at[10];
+    const uint64_t bytes[10] = { 8u * n, 4u * n, 4u * n * CURVE_POINTS, 4u * n, 4u * n, 4u * TABLE, sizeof(struct classic_server) * n,
+                                 4u * CURVE_POINTS, 4u * ROUTES * SLA_CLASSES, sizeof(struct aging) * n };
+    for (int i = 0; i < 10; i++) {
         at[i] = end;
         end += (bytes[i] + 7) & ~7ULL;
     }
@@ -48,7 +48,7 @@ static char *directive_make(uint64_t *length)
     *d = (struct directive){ .rule = (uint32_t)below(RULES), .n_servers = n, .table_slots = TABLE, .enforcing_percent = 100,
                              .off_ids = at[0], .off_weights = at[1], .off_curves = at[2], .off_alias_keep = at[3],
                              .off_alias_other = at[4], .off_table = at[5], .off_classic = at[6],
-                             .off_reserve = at[7], .off_loads = at[8], .n_routes = ROUTES };
+                             .off_reserve = at[7], .off_loads = at[8], .n_routes = ROUTES, .off_aging = at[9] };
     for (uint32_t i = 0; i < n; i++) {
         ((uint64_t *)(void *)(payload + at[0]))[i] = i + 1;
         ((float *)(void *)(payload + at[1]))[i] = 1.0f;
@@ -59,7 +59,7 @@ static char *directive_make(uint64_t *length)
     }
     for (uint32_t k = 0; k < CURVE_POINTS; k++)
         ((float *)(void *)(payload + at[7]))[k] = (float)k;
-    for (uint32_t r = 0; r < ROUTES; r++)
+    for (uint32_t r = 0; r < ROUTES * SLA_CLASSES; r++)
         ((float *)(void *)(payload + at[8]))[r] = 1.0f;
     for (uint32_t i = 0; i < TABLE; i++)
         ((uint32_t *)(void *)(payload + at[5]))[i] = (uint32_t)below(n);
@@ -110,6 +110,8 @@ static double use(const char *payload)
             sum += (double)((const float *)(const void *)(payload + d->off_weights))[i];
         if (d->off_alias_keep != 0)
             sum += ((const uint32_t *)(const void *)(payload + d->off_alias_keep))[i];
+        if (d->off_aging != 0)
+            sum += (double)((const struct aging *)(const void *)(payload + d->off_aging))[i].per_second;
         if (d->off_classic != 0)
             sum += (double)((const struct classic_server *)(const void *)(payload + d->off_classic))[i].capacity;
         for (uint32_t k = 0; d->off_curves != 0 && k < CURVE_POINTS; k++)
@@ -117,7 +119,7 @@ static double use(const char *payload)
     }
     for (uint32_t k = 0; d->off_reserve != 0 && k < CURVE_POINTS; k++)
         sum += (double)((const float *)(const void *)(payload + d->off_reserve))[k];
-    for (uint32_t r = 0; d->off_loads != 0 && r < d->n_routes; r++)
+    for (uint32_t r = 0; d->off_loads != 0 && r < d->n_routes * SLA_CLASSES; r++)
         sum += (double)((const float *)(const void *)(payload + d->off_loads))[r];
     return sum + (double)strlen(d->policy);
 }

@@ -52,6 +52,7 @@ def whole_directive(rule: str = "bids", **changes: Any) -> DirectiveData:
         "alias_other": [2, 1, 0],
         "table": np.arange(TABLE) % N,
         "classic": classic(),
+        "aging": [[1, 0.5], [0, 0], [4, 9]],
     }
     return DirectiveData(**values | changes)
 
@@ -77,6 +78,7 @@ def directives(draw: st.DrawFn) -> DirectiveData:
         "alias_other": lambda: draw(st.lists(slots, min_size=n, max_size=n)),
         "table": lambda: draw(st.lists(slots, min_size=1, max_size=20)),
         "classic": lambda: np.array([(draw(finite) + 1, 0, draw(finite), 0.5, 1, 7, 2, 0)] * n, dtype=CLASSIC_SERVER),
+        "aging": lambda: np.array(draw(st.lists(finite, min_size=n * 2, max_size=n * 2))).reshape(n, 2),
     }
     needed = {
         "maglev": "table",
@@ -106,7 +108,7 @@ def test_a_directive_is_read_back_as_it_was_written(directive: DirectiveData) ->
     assert (read.rule, read.policy, read.epoch) == (directive.rule, directive.policy, 4)
     for name in ("sequence", "choices", "enforcing_percent", "classic_noise"):
         assert read.head[name] == getattr(directive, name)
-    for name in ("ids", "weights", "curves", "alias_keep", "alias_other", "table", "classic"):
+    for name in ("ids", "weights", "curves", "alias_keep", "alias_other", "table", "classic", "aging"):
         written, got = getattr(directive, name), getattr(read, name)
         assert (written is None) == (got is None)
         if written is not None:
@@ -137,6 +139,9 @@ def test_any_change_of_a_directives_bytes_is_refused_or_harmless(directive: Dire
         assert np.isfinite(read.curves).all()
         assert (read.curves[:, 0] >= 0).all()
         assert (np.diff(read.curves.astype(np.float64), axis=1) >= 0).all()
+    if read.aging is not None:
+        assert np.isfinite(read.aging).all()
+        assert (read.aging >= 0).all()
     for slots in (read.alias_other, read.table):
         assert slots is None or (slots < rows).all()
 
@@ -151,6 +156,8 @@ def test_random_bytes_are_no_payload(data: bytes) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, -1e-30, 1e39])
 def test_numbers_that_are_no_amounts_are_refused_everywhere(bad: float) -> None:
     assert refusal(whole_directive(weights=[1, bad, 1])) == "value"
+    for row in ([bad, 1], [1, bad]):
+        assert refusal(whole_directive(aging=[[1, 1], row, [1, 1]])) == "value"
     for point in (0, 1, 50, CURVE_POINTS - 1):
         curves = np.tile(np.arange(CURVE_POINTS, dtype=np.float64), (N, 1))
         curves[1, point] = bad
