@@ -9,7 +9,8 @@
  * configured weights: neither flooded nor starved. A server in slow start bids as if it were slower: its bid is divided by its ramp.
  *
  * A curve says what a flow costs on average. Where times have heavy tails, a server that has ended no flow for long will go on
- * so for longer: its bid grows meanwhile, if the directive says so.
+ * so for longer: its bid grows meanwhile, if the directive says so. Only the winner's is sure to be of this moment: the price may
+ * be what the second bid a little earlier.
  *
  * Always: curves never fall; randomness comes from the caller; no clock, no lock, no allocation.
  */
@@ -20,20 +21,19 @@ static void bids_rekey(const struct balancer *b, struct book *k, uint32_t i, uin
     k->key[i] = has_room(b, i, n) ? key_of(curve_at(k->curve[i], n) * k->scale[i] / b->ramp[i]) : KEY_NONE;
 }
 
-void bids_grow(struct balancer *b, struct book *k, uint64_t now_ns)
+bool bids_grew(struct balancer *b, struct book *k, uint32_t i, uint64_t now_ns)
 {
-    uint64_t time = word_time(now_ns);
-    for (uint32_t r = 0; r < b->n_ready; r++) {
-        uint32_t i = b->ready[r];
-        uint64_t word = word_load(&b->words[i].word);
-        uint32_t n = (uint32_t)(word >> WORD_TIME_BITS);
-        if (!k->known[i] || k->aging[i].per_second <= 0.0f || (float)n < k->aging[i].from || k->key[i] == KEY_NONE)
-            continue;
-        bids_rekey(b, k, i, n);         /* it may have grown before */
-        float seconds = (float)(word_elapsed(word, time) << WORD_TIME_SHIFT) * 1e-9f;
-        if (k->key[i] != KEY_NONE)
-            k->key[i] = key_of(bid_of(k->key[i]) * (1.0f + k->aging[i].per_second * seconds));
-    }
+    uint64_t word = word_load(&b->words[i].word);
+    uint32_t n = (uint32_t)(word >> WORD_TIME_BITS);
+    int32_t before = k->key[i];
+    if (!k->known[i] || k->aging[i].per_second <= 0.0f || (float)n < k->aging[i].from)
+        return false;
+    bids_rekey(b, k, i, n);             /* it may have grown before */
+    if (k->key[i] == KEY_NONE)
+        return true;
+    float seconds = (float)(word_elapsed(word, word_time(now_ns)) << WORD_TIME_SHIFT) * 1e-9f;
+    k->key[i] = key_of(bid_of(k->key[i]) * (1.0f + k->aging[i].per_second * seconds));
+    return k->key[i] > before;
 }
 
 /* Move the median of v[0 … n - 1] to its place and return it (Hoare's selection). */

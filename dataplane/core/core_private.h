@@ -49,9 +49,10 @@ struct rule {
 
 extern const struct rule rule_maglev, rule_alias, rule_wrr, rule_bids, rule_classic;
 
-/* Make the keys of a book with aging those of this moment: before each of its auctions (bids.c). */
+/* Make server i's key in a book with aging that of this moment; did it rise? Keys that are older are too low, so whose key is the
+ * least and does not rise has won (bids.c). */
 struct book;
-void bids_grow(struct balancer *b, struct book *k, uint64_t now_ns);
+bool bids_grew(struct balancer *b, struct book *k, uint32_t i, uint64_t now_ns);
 
 /* One server's part in the classic auction: bid = min(((base + load) · factor + noise) · tail, cap). */
 struct classic_terms {

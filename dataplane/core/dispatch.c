@@ -65,8 +65,18 @@ struct award auction(struct balancer *b, const int32_t *key)
     return award;
 }
 
+/* By bids of this moment: at one moment no bid grows twice, so that this ends. */
+static struct award dispatch_now(struct balancer *b, struct book *k, const struct flow_key *key, uint64_t now_ns)
+{
+    struct award award;
+    do
+        award = k->rule->dispatch(b, k, key);
+    while (k->aging && award.server != NO_SERVER && bids_grew(b, k, award.server, now_ns));
+    return award;
+}
+
 /* Without the servers that failed this flow, if another may take it. */
-static struct award dispatch_avoiding(struct balancer *b, struct book *k, const struct flow_key *key)
+static struct award dispatch_avoiding(struct balancer *b, struct book *k, const struct flow_key *key, uint64_t now_ns)
 {
     uint32_t servers[4] = { key->avoid }, limits[4], n = 1;
     for (uint32_t i = 0; i < key->n_failed && i < 3; i++)
@@ -77,12 +87,12 @@ static struct award dispatch_avoiding(struct balancer *b, struct book *k, const 
         b->limit[servers[i]] = 0;
         k->rule->rekey(b, k, servers[i], word_in_flight(b, servers[i]));
     }
-    struct award award = k->rule->dispatch(b, k, key);
+    struct award award = dispatch_now(b, k, key, now_ns);
     for (uint32_t i = n; i-- > 0;) {        /* backwards: one that stands there twice gets its own limit back */
         b->limit[servers[i]] = limits[i];
         k->rule->rekey(b, k, servers[i], word_in_flight(b, servers[i]));
     }
-    return award.server == NO_SERVER ? k->rule->dispatch(b, k, key) : award;
+    return award.server == NO_SERVER ? dispatch_now(b, k, key, now_ns) : award;
 }
 
 /* What the server would bid if it were idle. A server with flows in flight bids more, and so asks for a longer queue; but the place
@@ -148,14 +158,12 @@ struct award balancer_dispatch(struct balancer *b, const struct flow_key *key, u
     bool fallback = b->fallback_active || (b->enforcing_percent < 100 && rng_below(&b->rng, 100) >= b->enforcing_percent);
     struct book *k = fallback ? &b->fallback : &b->primary;
     struct award award;
-    if (k->aging)
-        bids_grow(b, k, now_ns);
     if (b->n_ready == 0)
         award = award_nobody();
     else if (key->avoid < b->n_slots)
-        award = dispatch_avoiding(b, k, key);
+        award = dispatch_avoiding(b, k, key, now_ns);
     else
-        award = k->rule->dispatch(b, k, key);
+        award = dispatch_now(b, k, key, now_ns);
     award.rule = k->rule_id;
     award.load = flow_load(k, key);
     if (award.server == NO_SERVER) {

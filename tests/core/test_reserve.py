@@ -103,16 +103,16 @@ def test_a_full_servers_bid_grows_until_a_flow_comes_or_leaves():
 
 def test_what_has_room_for_more_does_not_age_nor_does_a_server_without_a_rate():
     with Farm(3) as farm:
-        curves = [whole_curve([1, 2, 4]), whole_curve([3, 3.5, 9]), whole_curve([90, 91])]
+        curves = [whole_curve([1, 2, 4]), whole_curve([3, 5, 9]), whole_curve([90, 91])]
         farm.direct("bids", curves=curves, aging=[[2, 1], [0, 0], [0, 1]])
         farm.load([1, 1, 0])
         farm.now += 100 * SECOND
         award = farm.dispatch()
-        assert (award.server, award.bid, award.price) == (0, 2, 3.5)
+        assert (award.server, award.bid, award.price) == (0, 2, 5)
         farm.balancer.open(0, farm.now)
         farm.now += SECOND
-        award = farm.dispatch()  # 8 now
-        assert (award.server, award.bid, award.price) == (1, 3.5, pytest.approx(8))
+        award = farm.dispatch()  # 4, and 8 now
+        assert (award.server, award.bid, award.price) == (1, 5, pytest.approx(8))
 
 
 def test_a_server_that_is_full_by_maxconn_stays_out_of_the_auction_however_its_bid_would_grow():
@@ -123,6 +123,16 @@ def test_a_server_that_is_full_by_maxconn_stays_out_of_the_auction_however_its_b
         farm.now += 10**9 * SECOND
         award = farm.dispatch()
         assert (award.server, award.price) == (1, math.inf)
+
+
+def test_a_flow_that_only_its_failed_server_could_take_is_offered_it_at_its_grown_bid():
+    with Farm(2) as farm:
+        farm.change(1, maxconn=1)
+        farm.direct("bids", curves=[whole_curve([1, 2]), whole_curve([1, 2])], aging=[[1, 1], [1, 1]])
+        farm.load([1, 1])
+        farm.now += SECOND
+        award = farm.dispatch(avoid=0)
+        assert (award.server, award.bid) == (0, pytest.approx(4))
 
 
 def test_bids_stop_growing_with_a_directive_that_says_nothing_of_it():
