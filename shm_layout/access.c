@@ -23,7 +23,7 @@
 #define RESERVOIR_SLOTS_LIMIT 4096u
 #define RING_SLOTS_LIMIT 65536u
 #define TABLE_SLOTS_LIMIT 1048576u
-#define ARRAYS_OF_DIRECTIVE 9u
+#define ARRAYS_OF_DIRECTIVE 10u
 
 static uint64_t lines(uint64_t bytes)
 {
@@ -49,8 +49,8 @@ static uint64_t settings_capacity(const struct segment_header *h)
 
 static uint64_t directive_capacity(const struct segment_header *h)
 {
-    /* a row of each array: id, weight, curve, the alias table's two, classic parameters; each array may begin on a line */
-    uint64_t row = 8u + 4u + CURVE_POINTS * 4u + 4u + 4u + sizeof(struct classic_server);
+    /* a row of each array: id, weight, curve, the alias table's two, classic parameters, aging; each array may begin on a line */
+    uint64_t row = 8u + 4u + CURVE_POINTS * 4u + 4u + 4u + sizeof(struct classic_server) + sizeof(struct aging);
     uint64_t others = h->table_slots * 4ULL + (CURVE_POINTS + (ROUTES_MAX + 1u) * SLA_CLASSES) * 4u;
     return lines(sizeof(struct directive) + h->max_servers * row + others + ARRAYS_OF_DIRECTIVE * 64u);
 }

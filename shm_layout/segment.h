@@ -246,7 +246,7 @@ struct directive {
     float    coalition_above;       /* classic: a winner with a higher load ratio looks for partners in its coalition … */
     float    coalition_below;       /* … with a lower one than this; 0: no hand-offs */
     uint32_t reserved32;
-    uint64_t off_aging;             /* struct aging[n_servers]: bids that grow while a server ends no flow; rule bids */
+    uint64_t off_aging;             /* struct aging[n_servers]: bids that grow while a server ends no flow; rule bids, when all bid */
     uint8_t  reserved[24];
 };
 

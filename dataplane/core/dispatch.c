@@ -65,14 +65,19 @@ struct award auction(struct balancer *b, const int32_t *key)
     return award;
 }
 
+/* After a new directive all bids are to grow: so many do one by one, then all at once. */
+#define GROWN_ALONE 8
+
 /* By bids of this moment: at one moment no bid grows twice, so that this ends. */
 static struct award dispatch_now(struct balancer *b, struct book *k, const struct flow_key *key, uint64_t now_ns)
 {
-    struct award award;
-    do
-        award = k->rule->dispatch(b, k, key);
-    while (k->aging && award.server != NO_SERVER && bids_grew(b, k, award.server, now_ns));
-    return award;
+    for (uint32_t grown = 1;; grown++) {
+        struct award award = k->rule->dispatch(b, k, key);
+        if (!k->aging || award.server == NO_SERVER || !bids_grew(b, k, award.server, now_ns))
+            return award;
+        for (uint32_t r = 0; grown == GROWN_ALONE && r < b->n_ready; r++)
+            bids_grew(b, k, b->ready[r], now_ns);
+    }
 }
 
 /* Without the servers that failed this flow, if another may take it. */

@@ -60,7 +60,7 @@ static void book_prepare(struct balancer *b, struct book *k, uint32_t rule_id, c
         k->known[i] = ids && i < d->n_servers && ids[i] && ids[i] == e[i].id;
     bool bids = rule_id == RULE_BIDS || rule_id == RULE_CLASSIC;
     k->held_above = d && d->off_reserve && bids ? directive_array(d, d->off_reserve) : NULL;
-    k->aging = d && d->off_aging && rule_id == RULE_BIDS ? directive_array(d, d->off_aging) : NULL;
+    k->aging = d && d->off_aging && rule_id == RULE_BIDS && !d->choices ? directive_array(d, d->off_aging) : NULL;
     k->loads = d && d->off_loads ? directive_array(d, d->off_loads) : NULL;
     k->n_loads = k->loads ? d->n_routes : 0;
     for (uint32_t c = 0; d && c < SLA_CLASSES; c++)

@@ -125,6 +125,26 @@ def test_a_server_that_is_full_by_maxconn_stays_out_of_the_auction_however_its_b
         assert (award.server, award.price) == (1, math.inf)
 
 
+def test_many_bids_that_grew_to_different_heights_leave_the_youngest_the_lowest():
+    n = 40
+    with Farm(n) as farm:
+        for server in range(n):
+            farm.now += SECOND // 8
+            farm.balancer.open((7 * server) % n, farm.now)
+        farm.direct("bids", curves=[whole_curve([1, 2])] * n, aging=[[1, 1]] * n)
+        farm.now += SECOND
+        award = farm.dispatch()
+        assert (award.server, award.bid, award.price) == (7 * (n - 1) % n, pytest.approx(4), pytest.approx(4.25))
+
+
+def test_among_a_few_that_are_drawn_no_bid_grows():
+    with Farm(3) as farm:
+        curves = [whole_curve([1, 2]), whole_curve([2, 3]), whole_curve([3, 4])]
+        farm.direct("bids", curves=curves, aging=[[0, 1]] * 3, choices=2)
+        farm.now += SECOND
+        assert {farm.dispatch().bid for _ in range(50)} == {1, 2}
+
+
 def test_a_flow_that_only_its_failed_server_could_take_is_offered_it_at_its_grown_bid():
     with Farm(2) as farm:
         farm.change(1, maxconn=1)
