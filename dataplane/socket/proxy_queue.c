@@ -225,6 +225,7 @@ static void wake(struct service *v, uint32_t worker)
 void queue_wake(struct worker_state *w)
 {
     struct service *v = w->service;
+    w->freed = false;
     if (v->workers > 1) {
         /* What this worker freed is seen by those that begin to wait, or their bits are seen here: a full barrier between the
          * two, which a relaxed store of ours and the load below would not be. */

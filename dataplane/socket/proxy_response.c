@@ -19,6 +19,8 @@ static void response_done(struct session *s, struct upstream *up, uint32_t extra
     upstream_release(up, up->keep_alive && extra == 0 && s->request.done && !up->eof);
     request_drop_held(s);
     timer_clear(&s->timer);
+    if (w->queue_n)
+        queue_wake(w);                      /* the next request leaves before this answer: the server has nothing to do meanwhile */
     if (!s->keep_alive) {
         session_finish(s);
         return;

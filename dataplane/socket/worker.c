@@ -241,10 +241,8 @@ int worker_run(struct worker_state *w)
             session_accept_again(w);
         for (struct timer *t; (t = timers_due(&w->timers, timer_now(w)));)
             expire(w, t);
-        if (w->freed) {
-            w->freed = false;
+        if (w->freed)
             queue_wake(w);
-        }
         if (w->now_ns - sample_ns >= SAMPLE_NS) {
             sample_ns = w->now_ns;
             balancer_sample(w->balancer, w->now_ns);

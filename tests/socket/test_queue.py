@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.socket.conftest import IO_BACKENDS, read_message
 
+TIMESTAMPS = 35  # SO_TIMESTAMPNS, also the type of the message that brings one (socket(7), linux/time_types.h)
 pytestmark = pytest.mark.parametrize("io", IO_BACKENDS)
 
 
@@ -55,6 +57,39 @@ def test_a_newcomer_does_not_overtake_those_that_wait(start_origin, start_balanc
         for s in (first, second, third):
             s.close()
     assert [head.split()[1] for head in origin.received] == [b"/first", b"/second", b"/third"]
+
+
+def came(s: socket.socket) -> int:
+    """Return when the kernel was given what stands in a socket that has TIMESTAMPS set, nanoseconds; read it."""
+    data, ancillary, *_ = s.recvmsg(1000, 100)
+    assert data
+    ((_, _, stamp),) = ancillary
+    seconds, nanoseconds = struct.unpack("@qq", stamp)
+    return int(seconds) * 10**9 + int(nanoseconds)
+
+
+def test_the_next_request_leaves_before_the_answer_that_made_room_for_it(start_balancer, io):
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        balancer = start_balancer([listener.getsockname()[1]], io=io, SERVER_MAXCONN=1)
+        served, waiting = balancer.connect(), balancer.connect()
+        served.sendall(get("x"))
+        server = listener.accept()[0]
+        read_message(server)
+        try:
+            for s in (served, waiting, server):
+                s.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
+            ahead = []
+            for _ in range(10):
+                waiting.sendall(get("x"))
+                time.sleep(0.02)
+                server.sendall(reply)
+                ahead.append(came(served) - came(server))
+                served, waiting = waiting, served
+            assert min(ahead) > 0, ahead
+        finally:
+            for s in (served, waiting, server):
+                s.close()
 
 
 @pytest.mark.parametrize("workers", [2, 3])
