@@ -78,7 +78,9 @@ def test_the_next_request_leaves_before_the_answer_that_made_room_for_it(start_b
         read_message(server)
         try:
             for s in (served, waiting, server):
+                s.settimeout(5)
                 s.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
+            time.sleep(0.2)  # the first to ask for stamps has them switched on, soon
             ahead = []
             for _ in range(10):
                 waiting.sendall(get("x"))
