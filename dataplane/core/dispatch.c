@@ -75,8 +75,9 @@ static struct award dispatch_now(struct balancer *b, struct book *k, const struc
         struct award award = k->rule->dispatch(b, k, key);
         if (!k->aging || award.server == NO_SERVER || !bids_grew(b, k, award.server, now_ns))
             return award;
-        for (uint32_t r = 0; grown == GROWN_ALONE && r < b->n_ready; r++)
-            bids_grew(b, k, b->ready[r], now_ns);
+        if (grown == GROWN_ALONE)
+            for (uint32_t r = 0; r < b->n_ready; r++)
+                bids_grew(b, k, b->ready[r], now_ns);
     }
 }
 
