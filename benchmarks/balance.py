@@ -2,7 +2,7 @@
 arrivals, over a grid of worker counts, loads and demands.
 
     python benchmarks/balance.py [--quick] [--json] [--workers 1 4] [--loads 50 70 85 95] [--demand exponential pareto]
-                                 [--seconds S] [--rounds N] [--balancers NAME …]
+                                 [--seconds S] [--rounds N] [--quiet MINUTES] [--balancers NAME …]
 
 Servers have speeds 1, 1, 1, 1, 2, 2, 4, 4 and one or four workers; a request brings 40 ms of work at speed 1,
 exponential or bounded Pareto (shape 1.5, largest 100 times the smallest). Each point of the grid is a scenario as
@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,17 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
     wanted = scenario(args, workers, shape, load)
     progress(wanted.title)
     with Deferred() as signals:
-        found = Runner(wanted, say=progress, direct_s=args.direct).run(signals)
+        runner = Runner(wanted, say=progress, direct_s=args.direct, ready=ready(args.quiet))
+        invalid = []
+        try:
+            runner.run(signals)
+        except TimeoutError as error:  # what was measured before counts
+            invalid.append(str(error))
+    found = runner.found
     if found.interrupted:
         raise KeyboardInterrupt
     outcome = document(wanted.title, found)
-    invalid = [f"{run.variant}: {what}" for run in found.runs for what in run.invalid]
+    invalid += [f"{run.variant}: {what}" for run in found.runs for what in run.invalid]
     invalid += [f"{run.variant}: CPU {run.busy:.0%} busy" for run in found.runs if run.busy > machine.BUSY_LIMIT]
     rows = {}
     over_path = references(found, OVER_PATH)
@@ -110,6 +117,13 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
         "invalid": invalid,
         "not_measured": {**found.absent, **found.failed},
     }
+
+
+def ready(minutes: float | None) -> Callable[[Deferred], None]:
+    """What a run waits for: nothing, or a quiet machine."""
+    if minutes is None:
+        return Deferred.check
+    return lambda signals: machine.await_quiet(signals, progress, 60 * minutes)
 
 
 def progress(text: str) -> None:
@@ -171,6 +185,12 @@ def main() -> int:
     parser.add_argument("--direct", type=float, default=6.0, help="length of the direct measurement (default 6)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        metavar="MINUTES",
+        help="begin each run only when the machine's host leaves it in peace; give up after so long",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one round of 8 s at 70 and 85 %%, one worker, exponential"
     )

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from testbed.interrupts import Deferred
 from testbed.processes import cpu_seconds, process_tree
 
 BUSY_LIMIT = 0.9  # share of the CPU above which queues of the CPU are measured, not those of the servers
 OTHERS_LIMIT = 0.1  # share of the CPU that others may use before a figure is not to be trusted
 AGAIN_LIMIT = 0.2  # from which on a run is repeated: some machines are never rid of the former
+QUIET_LATE_S = 0.3e-3  # p99 of how late a sleeper wakes on a machine that has nothing else to do
+_NAP_S = 1e-3
+_LOOK_S = 5.0
+_REST_S = 15.0
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,6 +43,31 @@ class Machine:
 def _read() -> tuple[int, int]:
     fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return sum(fields), fields[3] + fields[4]
+
+
+def waking_late(signals: Deferred, seconds: float = _LOOK_S) -> float:
+    """How late a sleeper wakes here now, p99, seconds; KeyboardInterrupt when a signal comes.
+
+    On an idle guest only its host can be the cause: other guests have its cores.
+    """
+    late = []
+    until = time.monotonic() + seconds
+    while (now := time.monotonic()) < until:
+        signals.check()
+        time.sleep(_NAP_S)
+        late.append(time.monotonic() - now - _NAP_S)
+    return sorted(late)[len(late) * 99 // 100]
+
+
+def await_quiet(signals: Deferred, say: Callable[[str], None], longest_s: float) -> None:
+    """Return as soon as a sleeper wakes in time here; TimeoutError when it has not for so long."""
+    until = time.monotonic() + longest_s
+    while (late := waking_late(signals)) > QUIET_LATE_S:
+        if time.monotonic() > until:
+            raise TimeoutError(f"the machine was not quiet for {longest_s:g} s: given up")
+        say(f"not quiet: a sleeper wakes {late * 1e3:.1f} ms late (p99; limit {QUIET_LATE_S * 1e3:g})")
+        if signals.wait(_REST_S):
+            raise KeyboardInterrupt
 
 
 def describe() -> str:

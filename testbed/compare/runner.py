@@ -92,12 +92,23 @@ def served(scenario: Scenario) -> Iterator[tuple[Servers, list[str], list[Server
 
 
 class Runner:
-    def __init__(self, scenario: Scenario, *, say: Say, direct_s: float = DIRECT_S, references: bool = True) -> None:
+    """ready: called before each run, the direct one too; it may wait until the machine is fit to be measured on."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        say: Say,
+        direct_s: float = DIRECT_S,
+        references: bool = True,
+        ready: Callable[[Deferred], None] = Deferred.check,
+    ) -> None:
         self.scenario = scenario
         self.found = Comparison(scenario)
         self._say = say
         self._direct_s = direct_s
         self._references = references and not scenario.topology
+        self._ready = ready
 
     def run(self, signals: Deferred) -> Comparison:
         """Do all rounds. A signal ends it early: what was measured so far is returned, marked as interrupted."""
@@ -148,6 +159,7 @@ class Runner:
         number: int,
     ) -> Run | None:
         scenario = self.scenario
+        self._ready(signals)
         with contextlib.ExitStack() as stack:
             peers: list[Peer] = []
             try:
@@ -195,6 +207,7 @@ class Runner:
             host, _, port = address.rpartition(":")
             targets += [Target(host, int(port), traffic.path_of(kind)) for kind in kinds]
         for _ in range(2):
+            self._ready(signals)
             before = servers.stats()
             run = send(
                 signals,
