@@ -5,6 +5,7 @@
     python benchmarks/late_binding.py --only sharing      # servers that share their cores
     python benchmarks/late_binding.py --classes           # gold, silver and bronze, and factors on their reserve
     python benchmarks/late_binding.py --suite --seeds 3   # the scenarios of vickrey eval: with holding over without
+    python benchmarks/late_binding.py --start             # the first seconds, also with servers of unequal workers
 
 Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4. Columns are mean / p99 FCT in milliseconds, then the mean with the
 reserve over that of the central queue and over that without, by paired seeds, with 95 % confidence intervals.
@@ -13,6 +14,7 @@ reserve over that of the central queue and over that without, by paired seeds, w
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,6 +38,9 @@ SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
 MEAN = 0.02  # seconds at speed 1
 DEMANDS = {"exponential": Exponential, "pareto": BoundedPareto, "deterministic": Deterministic}
 LOADS = (0.5, 0.7, 0.85, 0.95)
+FARMS = {"eight": (SPEEDS, (1,) * 8), "mixed": ((1, 1, 2, 2, 4, 4), (8, 8, 2, 2, 1, 1))}
+START_MEAN = 2 * MEAN  # that of benchmarks/balance.py
+WINDOWS = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 28.0), (28.0, 60.0))  # seconds
 FACTORS = ((1.0, 1.0, 1.0), (1.5, 1.0, 1.0), (0.7, 1.0, 1.0), (1.0, 1.0, 0.7), (0.7, 1.0, 0.7), (0.5, 1.0, 0.5))
 
 
@@ -96,6 +101,37 @@ def run_classes(case: Case, seed: int, factors: tuple[float, float, float] | Non
     return np.array([result.fct[classes == i].mean() for i in range(3)] + [result.fct.mean()]) * 1e3
 
 
+def run_start(farm: str, demand: str, load: float, delay: float, seed: int) -> Floats:
+    """Return the logarithm of the mean over that of the central queue, by windows of arrival: (windows,)."""
+    speeds, workers = FARMS[farm]
+    rate = load * sum(s * k for s, k in zip(speeds, workers, strict=True)) / START_MEAN
+    law = BoundedPareto(START_MEAN, ratio=100.0) if demand == "pareto" else DEMANDS[demand](START_MEAN)
+    servers = [Server(speed=s, workers=k, delay=delay) for s, k in zip(speeds, workers, strict=True)]
+    flows = round(rate * WINDOWS[-1][1])
+    result = Simulation(World(servers, Poisson(rate), law, seed=seed, flows=flows, rings=True), ring_slots=16384).run(
+        Adaptive(), reserve="learned"
+    )
+    begun = result.records["arrival_ns"] * 1e-9
+    central = (
+        central_queue(result.records["arrival_ns"], result.records["work_ns"] * 1e-9, list(speeds), list(workers))
+        + 2 * delay
+    )
+    inside = [(begin <= begun) & (begun < end) for begin, end in WINDOWS]
+    return np.array([np.log(result.fct[at].mean() / central[at].mean()) for at in inside])
+
+
+def start(pool: ProcessPoolExecutor, seeds: range, delay: float) -> None:
+    """Print the means after a cold start over those of the central queue."""
+    heads = [f"{begin:g} … {end:g} s" for begin, end in WINDOWS]
+    print(f"| farm, demand, load | {' | '.join(heads)} |\n|---|{'--:|' * len(heads)}")
+    for farm, demand, rho in itertools.product(FARMS, ("exponential", "pareto"), (0.7, 0.85, 0.95)):
+        runs = [(farm, demand, rho, delay, seed) for seed in seeds]
+        found = np.array(list(pool.map(run_start, *zip(*runs, strict=True))))
+        half = 2.0 * found.std(axis=0, ddof=1) / np.sqrt(len(found))
+        cells = [f"{np.exp(m):.3f} ±{h:.3f}" for m, h in zip(found.mean(axis=0), half, strict=True)]
+        print(f"| {farm}, {demand}, {rho} | {' | '.join(cells)} |", flush=True)
+
+
 def run_entry(entry: Entry, seed: int) -> Floats:
     """Return mean, p99, p99.9 and the mean of the recovery's phase, without and with holding: (2, 4) seconds."""
     policies = [Policy(name="adaptive", reserve="off"), Policy(name="adaptive")]
@@ -141,11 +177,15 @@ def main() -> None:
     parser.add_argument("--only", default="fifo", help="cases whose name contains this: fifo, 'sharing 1', pareto …")
     parser.add_argument("--classes", action="store_true", help="factors on the reserve of the SLA classes instead")
     parser.add_argument("--suite", action="store_true", help="the scenarios of vickrey eval with one balancer instead")
+    parser.add_argument("--start", action="store_true", help="the first seconds after a cold start instead")
     args = parser.parse_args()
     seeds = range(1, args.seeds + 1)
     with ProcessPoolExecutor() as pool:
         if args.suite:
             suite(pool, seeds)
+            return
+        if args.start:
+            start(pool, seeds, args.delay)
             return
         if args.classes:
             print(f"{'gold, silver, bronze':24}{'gold':>9}{'silver':>9}{'bronze':>9}{'all':>9}   mean FCT, ms")

@@ -24,8 +24,23 @@ RAISED_BELOW = 0.5
 PROOFS, PROOFS_PART, PROVEN_FLOWS = 2.0, 0.3, 20_000.0
 # A limit that was proven is one too many where so many flows should have shown it, and less than this part of them did.
 REFUTED_FROM, REFUTED_PART = 6.0, 0.15
+# The shape of the demands: records that it is taken from, of servers with so many of them, how many it needs, and its
+# quantiles. Where it lets less than the last of the exponential part be the first, it tells nothing.
+SHAPE_RECORDS, SHAPE_LEAST, SHAPE_FLOWS, SHAPE_POINTS, SHAPE_PART = 2000, 8, 64, 128, 0.3
 # Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
 RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 128, 0.97
+
+
+def first_of(times: Floats, workers: Floats) -> Floats:
+    """Return which part of the flows end before all others that a server works on with so many workers, of its shape.
+
+    times: how long flows take, in any unit. Whoever begins when the others have been at work for some time, as renewals
+    have, ends after x before a certain one of them with the chance F̄e(x) = Σ (t − x)⁺ / Σ t. Exponential: 1/workers.
+    """
+    x = np.sort(times)
+    left = np.cumsum(x[::-1])[::-1] - x * np.arange(len(x), 0.0, -1.0)
+    later = np.clip(left / x.sum(), 0.0, 1.0)
+    return np.asarray((later ** (workers[:, None] - 1.0)).mean(axis=1))
 
 
 class Overtaking:
@@ -41,7 +56,11 @@ class Overtaking:
     evidence of sharing. Where cores are shared that goes on until nothing, or sharing, is left to be judged.
 
     Not every one does: of two flows that are sent within a moment, one on a fresh connection, the later may come first.
-    With m + 1 workers one flow in m + 1 overtakes m; where far fewer do, nothing is proven, and what was is taken back.
+    With m + 1 workers one flow in m + 1 overtakes m; where far fewer do, nothing is proven.
+
+    Where that is so although demands are of a shape that should let many overtake (first_of), there are not so many
+    workers. A worker that always has two flows looks by its times like two of half the speed, but none of its flows
+    ever overtakes.
     """
 
     def __init__(self) -> None:
@@ -50,11 +69,13 @@ class Overtaking:
         self._raised: Floats = np.zeros(0)  # 1: its limit was found too low, the new one was not kept yet
         self._since: Floats = np.zeros((0, 2))  # chances, and those taken, since it was raised
         self.proven: Floats = np.zeros(0)  # flows that each server was seen to work on at once
-        # Of as many workers as its limit, and of one more: flows that should have shown them, and those that did.
-        self._proofs: Floats = np.zeros((0, 2, 2))
+        self.most: Floats = np.zeros(0)  # and that it can work on at most; inf: not known
+        # Of as many workers as its limit, of one more, and of as many by the shape of the demands: flows that should
+        # have shown them, and those that did.
+        self._proofs: Floats = np.zeros((0, 3, 2))
         self._limit: Floats = np.zeros(0)
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
-        self._past = np.empty((3, 0), dtype=np.int64)  # closed, dispatched, server; in order of closing
+        self._past = np.empty((4, 0), dtype=np.int64)  # closed, dispatched, server, found; in order of closing
 
     @property
     def chances(self) -> float:
@@ -83,7 +104,9 @@ class Overtaking:
         records = records[records["server_id"] == ids[records["server"]]]
         if len(records) == 0:
             return
-        self.proven *= np.exp(-np.bincount(records["server"], minlength=len(ids)) / PROVEN_FLOWS)
+        fading = np.exp(-np.bincount(records["server"], minlength=len(ids)) / PROVEN_FLOWS)
+        self.proven *= fading
+        self.most /= fading
         known_since = self._keep(records)
         may = (
             (records["found"] >= np.maximum(limit[records["server"]] - 1.0, 1.0))
@@ -103,7 +126,9 @@ class Overtaking:
             row = np.zeros(len(ids))
             row[:m] = np.where(same[:m], getattr(self, name)[:m], 0.0)
             setattr(self, name, row)
-        proofs, since = np.zeros((len(ids), 2, 2)), np.zeros((len(ids), 2))
+        most_before, self.most = self.most, np.full(len(ids), np.inf)
+        self.most[:m] = np.where(same[:m], most_before[:m], np.inf)
+        proofs, since = np.zeros((len(ids), 3, 2)), np.zeros((len(ids), 2))
         proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None, None], self._proofs[:m], 0.0)
         since[:m] = np.where(same[:m, None], self._since[:m], 0.0)
         self._since = since
@@ -111,7 +136,7 @@ class Overtaking:
 
     def _keep(self, records: NDArray[np.void]) -> int:
         """Add records to those kept; return from when on every flow that was closed is among them."""
-        new = np.stack([records[name].astype(np.int64) for name in ("closed_ns", "dispatched_ns", "server")])
+        new = np.stack([records[name].astype(np.int64) for name in ("closed_ns", "dispatched_ns", "server", "found")])
         had = self._past.shape[1] > 0
         both = np.concatenate([self._past, new], axis=1)
         self._past = np.ascontiguousarray(both[:, np.argsort(both[0], kind="stable")[-RECORDS_KEPT:]])
@@ -120,7 +145,7 @@ class Overtaking:
     def _count(self, candidates: NDArray[np.void], limit: Floats) -> None:
         """Count chances and what was taken of them, over some of the flows that found their server busy."""
         candidates = candidates[:: -(-len(candidates) // CANDIDATES)]
-        closed, dispatched, server = self._past
+        closed, dispatched, server, _ = self._past
         since = candidates["dispatched_ns"].astype(np.int64)
         begin = np.searchsorted(closed, since, side="right")
         end = np.searchsorted(closed, candidates["closed_ns"].astype(np.int64), side="right")
@@ -136,8 +161,10 @@ class Overtaking:
         most, overtaken = limit[at], found - np.maximum(left, 0)
         chances = np.bincount(at, (found - most + 1.0) / (found + 1.0), len(limit))
         taken = np.bincount(at, overtaken >= most, len(limit))
-        for i, workers in enumerate((most, most + 1.0)):
-            due = np.bincount(at, (found + 1.0 >= workers) / workers, len(limit))
+        expected = ((limit, 1.0 / limit), (limit + 1.0, 1.0 / (limit + 1.0)), (limit, self._first_of(limit)))
+        for i, (number, chance) in enumerate(expected):
+            workers = number[at]
+            due = np.bincount(at, (found + 1.0 >= workers) * chance[at], len(limit))
             seen = np.bincount(at, overtaken + 1.0 >= workers, len(limit))
             keep = np.exp(-due / CHANCES_KEPT)[:, None]
             self._proofs[:, i] = self._proofs[:, i] * keep + np.stack([due, seen], axis=1)
@@ -145,6 +172,22 @@ class Overtaking:
         self._chances = self._chances * keep + chances
         self._taken = self._taken * keep + taken
         self._since += np.stack([chances, taken], axis=1)
+
+    def _first_of(self, limit: Floats) -> Floats:
+        """Return the part of the flows that overtake all others on a server of so many workers; 0: not known."""
+        closed, dispatched, server, found = self._past[:, -SHAPE_RECORDS:]
+        alone = found < limit[server]
+        at, took = server[alone], (closed - dispatched)[alone] * 1e-9
+        count = np.bincount(at, minlength=len(limit))
+        mean = np.bincount(at, took, len(limit)) / np.maximum(count, 1)
+        enough = (count[at] >= SHAPE_LEAST) & (mean[at] > 0.0)
+        n = np.count_nonzero(enough)
+        if n < SHAPE_FLOWS:
+            return np.zeros(len(limit))
+        times = np.sort(took[enough] / mean[at][enough])
+        points = ((np.arange(SHAPE_POINTS) + 0.5) * (n / SHAPE_POINTS)).astype(np.intp)
+        found_first = first_of(times[points], limit)
+        return np.where(found_first * limit > SHAPE_PART, found_first, 0.0)
 
     def _judge(self, limit: Floats) -> None:
         """Raise what is proven of a server where its limit was passed."""
@@ -157,8 +200,9 @@ class Overtaking:
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
         self._proofs[more] = 0.0
-        refuted = (due[:, 0] >= REFUTED_FROM) & (seen[:, 0] < REFUTED_PART * due[:, 0])
+        refuted = (due[:, 2] >= REFUTED_FROM) & (seen[:, 2] < REFUTED_PART * due[:, 2])
         self.proven = np.where(refuted, np.minimum(self.proven, limit - 1.0), self.proven)
+        self.most = np.where(refuted, np.minimum(self.most, limit - 1.0), np.where(more, np.inf, self.most))
         # Where it was raised once and the new limit has not been kept since, what is taken counts: on shared cores each
         # raise would wipe what speaks for sharing, and a few chances in a row are kept by luck.
         wiped = more & (self._raised == 0.0)

@@ -196,11 +196,15 @@ class LateBinding:
         self._watch(o)
         may = o.active & (failing < 1.0)
         k = np.minimum(fit.k, np.maximum(o.maxconn, 1.0))
-        full = fit.full
+        s, full = fit.s, fit.full
         if self._variation() < ALIKE:
             k = at_work(learner.profile, k)
         elif len(self.overtaking.proven) == len(k):
             k, full = self._at_least(k, full, fit.samples)
+            # What a server ends while it is full was seen: if its workers are fewer, they are faster.
+            fewer = np.minimum(self.overtaking.most / k, 1.0)
+            k = k * fewer
+            s = np.where(full, s * fewer, s)
         most = np.maximum(o.maxconn, 1.0)
         limit = np.minimum(limits(k, fit.samples), most)
         # Not seen full: one flow more than was tried, so that a limit that was set too low is found out.
@@ -213,7 +217,7 @@ class LateBinding:
             return None
         # While flows wait at the server the way costs it nothing: what it ends is a matter of the service alone. The
         # usual way, from all: a server that is further off is the slower for it.
-        s = self.speeds.refine(fit.s, fit.samples)
+        s = self.speeds.refine(s, fit.samples)
         ways = self._way[np.isfinite(self._way)]
         way = float(np.median(ways)) if len(ways) else 0.0
         mu = np.maximum(1.0 - failing, 1e-3) / np.maximum(s - way, SERVICE_PART * s)
