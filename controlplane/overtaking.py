@@ -22,11 +22,13 @@ RAISED_BELOW = 0.5
 # So many flows, and such a part of those that one worker more would let overtake, must have overtaken more than the
 # limit allows for a server to be given more workers; and the flows closed there over which that is forgotten.
 PROOFS, PROOFS_PART, PROVEN_FLOWS = 2.0, 0.3, 20_000.0
-# A limit that was proven is one too many where so many flows should have shown it, and less than this part of them did.
+# A limit is one too many where so many flows should have shown it, and less than this part of them did.
 REFUTED_FROM, REFUTED_PART = 6.0, 0.15
-# The shape of the demands: records that it is taken from, of servers with so many of them, how many it needs, and its
-# quantiles. Where it lets less than the last of the exponential part be the first, it tells nothing.
-SHAPE_RECORDS, SHAPE_LEAST, SHAPE_FLOWS, SHAPE_POINTS, SHAPE_PART = 2000, 8, 64, 128, 0.3
+# The shape of the demands: records that it is taken from, those in whose mean each is measured (of twice as many a
+# server has a shape of its own), how many are needed, and its quantiles. Where it lets less than the last of the
+# exponential part be the first, it tells nothing.
+SHAPE_RECORDS, SHAPE_NEAR, SHAPE_FLOWS, SHAPE_POINTS, SHAPE_PART = 2000, 16, 64, 128, 0.3
+TIME_LEAST = 1e-9
 # Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
 RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 128, 0.97
 
@@ -39,8 +41,26 @@ def first_of(times: Floats, workers: Floats) -> Floats:
     """
     x = np.sort(times)
     left = np.cumsum(x[::-1])[::-1] - x * np.arange(len(x), 0.0, -1.0)
-    later = np.clip(left / x.sum(), 0.0, 1.0)
+    later = np.clip(left / max(float(x.sum()), TIME_LEAST), 0.0, 1.0)
     return np.asarray((later ** (workers[:, None] - 1.0)).mean(axis=1))
+
+
+def _quantiles(times: Floats) -> Floats:
+    points = (np.arange(SHAPE_POINTS) + 0.5) * (len(times) / SHAPE_POINTS)
+    return np.asarray(np.sort(times)[points.astype(np.intp)])
+
+
+def _beside_near(at: NDArray[np.intp], took: Floats) -> Floats:
+    """Return times over the mean of the SHAPE_NEAR around them on their server; at: their servers, one after another.
+
+    Where flows that are near in time are alike, none overtakes another however much they differ in a while.
+    """
+    total = np.concatenate([[0.0], np.cumsum(took)])
+    begin = np.searchsorted(at, at, side="left")
+    last = np.searchsorted(at, at, side="right") - SHAPE_NEAR
+    low = np.clip(np.arange(len(at)) - SHAPE_NEAR // 2, begin, last)
+    near = (total[low + SHAPE_NEAR] - total[low]) / SHAPE_NEAR
+    return np.asarray(took / np.maximum(near, TIME_LEAST))
 
 
 class Overtaking:
@@ -99,14 +119,13 @@ class Overtaking:
         self._match(ids, limit)
         if len(records) < RECORDS_WHOLE * closed - 4.0:
             self._past = self._past[:, :0]  # some are lost: who overtook whom cannot be told
+            self._fade(np.full(len(ids), closed / max(len(ids), 1)))
             return
         records = records[records["server"] < len(ids)]
         records = records[records["server_id"] == ids[records["server"]]]
         if len(records) == 0:
             return
-        fading = np.exp(-np.bincount(records["server"], minlength=len(ids)) / PROVEN_FLOWS)
-        self.proven *= fading
-        self.most /= fading
+        self._fade(np.bincount(records["server"], minlength=len(ids)))
         known_since = self._keep(records)
         may = (
             (records["found"] >= np.maximum(limit[records["server"]] - 1.0, 1.0))
@@ -116,6 +135,12 @@ class Overtaking:
         if may.any():
             self._count(records[may], limit)
             self._judge(limit)
+
+    def _fade(self, flows: Floats | NDArray[np.intp]) -> None:
+        """Let what was found count less, so many flows of each server later."""
+        left = np.exp(-flows / PROVEN_FLOWS)
+        self.proven *= left
+        self.most /= left
 
     def _match(self, ids: Ids, limit: Floats) -> None:
         """Keep the rows whose server is still there, and the proofs of those whose limit is what it was."""
@@ -133,6 +158,9 @@ class Overtaking:
         since[:m] = np.where(same[:m, None], self._since[:m], 0.0)
         self._since = since
         self._proofs, self._limit, self._ids = proofs, limit, ids
+        server = self._past[2]
+        if not same.all() or (server >= len(ids)).any():
+            self._past = self._past[:, (server < len(ids)) & same[np.minimum(server, len(ids) - 1)]]
 
     def _keep(self, records: NDArray[np.void]) -> int:
         """Add records to those kept; return from when on every flow that was closed is among them."""
@@ -176,18 +204,20 @@ class Overtaking:
     def _first_of(self, limit: Floats) -> Floats:
         """Return the part of the flows that overtake all others on a server of so many workers; 0: not known."""
         closed, dispatched, server, found = self._past[:, -SHAPE_RECORDS:]
-        alone = found < limit[server]
+        alone = np.flatnonzero(found < limit[server])
+        alone = alone[np.argsort(server[alone], kind="stable")]  # each server's in the order of closing
         at, took = server[alone], (closed - dispatched)[alone] * 1e-9
         count = np.bincount(at, minlength=len(limit))
-        mean = np.bincount(at, took, len(limit)) / np.maximum(count, 1)
-        enough = (count[at] >= SHAPE_LEAST) & (mean[at] > 0.0)
-        n = np.count_nonzero(enough)
-        if n < SHAPE_FLOWS:
-            return np.zeros(len(limit))
-        times = np.sort(took[enough] / mean[at][enough])
-        points = ((np.arange(SHAPE_POINTS) + 0.5) * (n / SHAPE_POINTS)).astype(np.intp)
-        found_first = first_of(times[points], limit)
-        return np.where(found_first * limit > SHAPE_PART, found_first, 0.0)
+        enough = count[at] >= SHAPE_NEAR
+        at, times = at[enough], _beside_near(at[enough], took[enough])
+        part = np.zeros(len(limit))
+        if len(times) < SHAPE_FLOWS:
+            return part
+        workers, which = np.unique(limit, return_inverse=True)
+        part = first_of(_quantiles(times), workers)[which]
+        for i in np.flatnonzero(count >= 2 * SHAPE_NEAR):
+            part[i] = first_of(_quantiles(times[at == i]), limit[i : i + 1])[0]
+        return np.where(part * limit > SHAPE_PART, part, 0.0)
 
     def _judge(self, limit: Floats) -> None:
         """Raise what is proven of a server where its limit was passed."""
@@ -195,12 +225,14 @@ class Overtaking:
         trusted = self.judged and self.share < RAISED_BELOW
         if not trusted:
             self.proven[:] = 0.0
+        if self.judged and not trusted:
+            self.most[:] = np.inf  # what overtakes that often may have more workers everywhere
         due, seen = self._proofs[..., 0], self._proofs[..., 1]
         enough = (seen >= PROOFS) & (seen >= PROOFS_PART * due) & trusted
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
         self._proofs[more] = 0.0
-        refuted = (due[:, 2] >= REFUTED_FROM) & (seen[:, 2] < REFUTED_PART * due[:, 2])
+        refuted = (due[:, 2] >= REFUTED_FROM) & (seen[:, 2] < REFUTED_PART * due[:, 2]) & (limit > 1.0)
         self.proven = np.where(refuted, np.minimum(self.proven, limit - 1.0), self.proven)
         self.most = np.where(refuted, np.minimum(self.most, limit - 1.0), np.where(more, np.inf, self.most))
         # Where it was raised once and the new limit has not been kept since, what is taken counts: on shared cores each

@@ -201,8 +201,10 @@ class LateBinding:
             k = at_work(learner.profile, k)
         elif len(self.overtaking.proven) == len(k):
             k, full = self._at_least(k, full, fit.samples)
-            # What a server ends while it is full was seen: if its workers are fewer, they are faster.
-            fewer = np.minimum(self.overtaking.most / k, 1.0)
+            # What a server ends while it is full was seen: if its workers are fewer, they are faster. One that is far
+            # off needs more in flight than it has workers.
+            near = ~np.isfinite(self._way) | (self._way <= WAY_MOST * fit.s)
+            fewer = np.where(near, np.minimum(self.overtaking.most / k, 1.0), 1.0)
             k = k * fewer
             s = np.where(full, s * fewer, s)
         most = np.maximum(o.maxconn, 1.0)

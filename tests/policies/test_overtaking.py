@@ -175,3 +175,60 @@ def test_a_worker_that_is_not_there_is_found_out(shape, k, seed):
         watch.update(part, len(part), np.ones(1, dtype=np.uint64), np.array([k + 1.0]))
         limits.append(watch.most[0])
     assert limits[-1] == pytest.approx(k, rel=0.2)
+
+
+def in_runs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Times of which those that are near are alike: a server that is slow for a while, and fast again."""
+    slow = np.cumsum(rng.random(n) < 1 / 100) % 2
+    return np.where(slow, 0.05, 0.005) * rng.uniform(0.95, 1.05, n)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_flows_that_differ_only_from_those_long_before_are_not_expected_to_overtake(k):
+    refuted = 0.0
+    for seed in range(6):
+        rows, watch = served(k, in_runs(np.random.default_rng(seed), 4000), k), Overtaking()
+        for part in np.array_split(rows[np.argsort(rows["closed_ns"])], 100):
+            watch.update(part, len(part), np.ones(1, dtype=np.uint64), np.array([float(k)]))
+            refuted += np.isfinite(watch.most[0]) / 600
+    assert refuted < 0.1  # a run that ends may look like flows that differ; by the others' shape all would be refuted
+
+
+def test_the_shape_of_other_servers_is_not_held_against_one():
+    # Three servers of two workers with exponential flows, and one whose flows take the same time within a tenth.
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(4):
+        times = rng.exponential(0.01, 2000) if i < 3 else 0.01 * rng.uniform(0.9, 1.1, 2000)
+        of_one = served(2, times, 2)
+        of_one["server"], of_one["server_id"] = i, i + 1
+        rows.append(of_one)
+    both = np.concatenate(rows)
+    both = both[np.argsort(both["closed_ns"])]
+    watch = Overtaking()
+    for part in np.array_split(both[both["closed_ns"] < min(one["closed_ns"].max() for one in rows)], 60):
+        watch.update(part, len(part), np.arange(1, 5, dtype=np.uint64), np.full(4, 2.0))
+    assert np.isinf(watch.most).all()
+
+
+def test_a_bound_is_forgotten_where_everybody_overtakes_and_while_records_are_lost():
+    watch = Overtaking()
+    watch.most = np.ones(1)
+    rows = served(4, np.random.default_rng(1).exponential(0.01, 400), 4)
+    watch.update(rows, len(rows), np.ones(1, dtype=np.uint64), np.ones(1))
+    assert watch.share > 0.5
+    assert watch.most[0] == np.inf
+    watch.most = np.ones(1)
+    for _ in range(20):
+        watch.update(rows[:1], 1000, np.ones(1, dtype=np.uint64), np.ones(1))
+    assert watch.most[0] == pytest.approx(np.e)
+
+
+def test_servers_may_go_and_their_records_with_them():
+    rows = served(2, np.random.default_rng(1).exponential(0.01, 300), 2)
+    rows["server"] = 5
+    watch = Overtaking()
+    watch.update(rows[:200], 200, np.ones(6, dtype=np.uint64), np.full(6, 2.0))
+    rows["server"] = 0
+    watch.update(rows[200:], 100, np.ones(2, dtype=np.uint64), np.full(2, 2.0))
+    assert np.isinf(watch.most).all()

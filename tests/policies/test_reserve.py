@@ -284,6 +284,21 @@ def test_a_server_that_is_further_off_is_the_slower_for_it(rates, monkeypatch):
     assert 1.0 / rates[-1] == pytest.approx([0.02] * 4 + [0.0236])
 
 
+def test_a_server_that_is_far_off_has_more_in_flight_than_workers():
+    """Its flows never overtake, and yet one at a time would leave it idle for the way there and back."""
+    limits_seen = []
+    for seed in (1, 2):
+        w = world(0.95, 1, speeds=(1,) * 9, delay=0.0001, flows=12_000, warmup=5.0)
+        policy = Watched()
+        servers = [*w.servers[:8], replace(w.servers[8], delay=0.005)]
+        run(replace(w, servers=servers, seed=seed), policy=policy)
+        late = [d.fitted["hold_from"] for d in policy.decided if "hold_from" in d.fitted]
+        limits_seen.append(np.mean(late[len(late) // 2 :], axis=0))
+    far, near = np.mean(limits_seen, axis=0)[8], np.mean(limits_seen, axis=0)[:8]
+    assert far > 1.8
+    assert near.max() < 1.1
+
+
 def test_a_server_that_swaps_its_speed_is_followed():
     flows = 30_000
     w = world(0.7, 4, flows=flows)
