@@ -76,7 +76,7 @@ class Overtaking:
     evidence of sharing. Where cores are shared that goes on until nothing, or sharing, is left to be judged.
 
     Not every one does: of two flows that are sent within a moment, one on a fresh connection, the later may come first.
-    With m + 1 workers one flow in m + 1 overtakes m; where far fewer do, nothing is proven.
+    With m + 1 workers one flow in m + 1 overtakes m; where far fewer do, nothing is proven, and what was is taken back.
 
     Where that is so although demands are of a shape that should let many overtake (first_of), there are not so many
     workers. A worker that always has two flows looks by its times like two of half the speed, but none of its flows
@@ -232,9 +232,12 @@ class Overtaking:
         more = enough[:, 1]
         self.proven = np.maximum(self.proven, np.where(more, limit + 1.0, np.where(enough[:, 0], limit, 0.0)))
         self._proofs[more] = 0.0
-        refuted = (due[:, 2] >= REFUTED_FROM) & (seen[:, 2] < REFUTED_PART * due[:, 2]) & (limit > 1.0)
-        self.proven = np.where(refuted, np.minimum(self.proven, limit - 1.0), self.proven)
-        self.most = np.where(refuted, np.minimum(self.most, limit - 1.0), np.where(more, np.inf, self.most))
+        # What was proven is taken back by what exponential demands would show: to prove needs as much. That there are
+        # fewer workers at all takes demands that are known to show it.
+        refuted = (due >= REFUTED_FROM) & (seen < REFUTED_PART * due) & (limit > 1.0)[:, None]
+        one_less = limit - 1.0
+        self.proven = np.where(refuted[:, 0], np.minimum(self.proven, one_less), self.proven)
+        self.most = np.where(refuted[:, 2], np.minimum(self.most, one_less), np.where(more, np.inf, self.most))
         # Where it was raised once and the new limit has not been kept since, what is taken counts: on shared cores each
         # raise would wipe what speaks for sharing, and a few chances in a row are kept by luck.
         wiped = more & (self._raised == 0.0)

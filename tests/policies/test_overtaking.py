@@ -73,7 +73,6 @@ def test_few_that_overtake_among_many_that_do_not_prove_nothing():
         assert watch.proven[0] == pytest.approx(1.0, abs=0.01)
 
 
-@pytest.mark.usefixtures("exponential")
 def test_a_worker_that_was_proven_by_mistake_is_taken_back():
     watch = Overtaking()
     now = in_order(watch, 15, 1.0)
