@@ -6,6 +6,7 @@
     python benchmarks/late_binding.py --classes           # gold, silver and bronze, and factors on their reserve
     python benchmarks/late_binding.py --suite --seeds 3   # the scenarios of vickrey eval: with holding over without
     python benchmarks/late_binding.py --start             # the first seconds, also with servers of unequal workers
+    python benchmarks/late_binding.py --correlated        # times that rise and fall for all servers at once
 
 Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4. Columns are mean / p99 FCT in milliseconds, then the mean with the
 reserve over that of the central queue and over that without, by paired seeds, with 95 % confidence intervals.
@@ -31,7 +32,7 @@ from controlplane.policy import Directive, Floats, Observation
 from controlplane.simulation.intervals import relative
 from controlplane.simulation.runs import Job, execute
 from controlplane.simulation.scenario import Policy
-from dataplane.simulator import BoundedPareto, Deterministic, Exponential, Poisson, Server, Simulation, World
+from dataplane.simulator import BoundedPareto, Deterministic, Exponential, Poisson, Server, Simulation, Works, World
 from dataplane.simulator.references import central_queue
 
 SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
@@ -41,6 +42,17 @@ LOADS = (0.5, 0.7, 0.85, 0.95)
 FARMS = {"eight": (SPEEDS, (1,) * 8), "mixed": ((1, 1, 2, 2, 4, 4), (8, 8, 2, 2, 1, 1))}
 START_MEAN = 2 * MEAN  # that of benchmarks/balance.py
 WINDOWS = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 28.0), (28.0, 60.0))  # seconds
+CORRELATED = {  # speeds, workers of each, load, demands: kind, length in flows, size, noise (None: exponential)
+    "in turn 1 : 5, 200 flows, four of 4": ((1, 1, 1, 1), 4, 0.5, ("turns", 200, 5.0, 0.1)),
+    "in turn 1 : 5, 100 flows, six of 2": ((1,) * 6, 2, 0.6, ("turns", 100, 5.0, 0.1)),
+    "in turn 1 : 5, 200 flows, eight of 1": ((1,) * 8, 1, 0.5, ("turns", 200, 5.0, 0.1)),
+    "in turn 1 : 5, 200 flows, four of 4, exponential": ((1, 1, 1, 1), 4, 0.5, ("turns", 200, 5.0, None)),
+    "AR(1) σ 0.8, 2000 flows, four of 8": ((1, 1, 2, 2), 8, 0.5, ("ar", 2000, 0.8, 0.2)),
+    "AR(1) σ 0.6, 1000 flows, three of 16": ((1, 1, 1), 16, 0.5, ("ar", 1000, 0.6, 0.3)),
+    "AR(1) σ 0.2, 1000 flows, four of 6": ((1, 1, 2, 2), 6, 0.7, ("ar", 1000, 0.2, 0.1)),
+    "AR(1) σ 0.6, 2000 flows, four of 4, exponential": ((1, 1, 2, 2), 4, 0.6, ("ar", 2000, 0.6, None)),
+}
+CORRELATED_FLOWS, CORRELATED_WARMUP = 16_000, 2.0
 FACTORS = ((1.0, 1.0, 1.0), (1.5, 1.0, 1.0), (0.7, 1.0, 1.0), (1.0, 1.0, 0.7), (0.7, 1.0, 0.7), (0.5, 1.0, 0.5))
 
 
@@ -132,6 +144,46 @@ def start(pool: ProcessPoolExecutor, seeds: range, delay: float) -> None:
         print(f"| {farm}, {demand}, {rho} | {' | '.join(cells)} |", flush=True)
 
 
+def correlated(rng: np.random.Generator, kind: str, length: int, size: float, noise: float | None) -> Floats:
+    """Return demands, seconds, whose level is 1 and size in turn, or lognormal of deviation size, for such a time."""
+    n = CORRELATED_FLOWS
+    if kind == "turns":
+        ends = np.cumsum(rng.geometric(1.0 / length, n))
+        level = np.where(np.searchsorted(ends, np.arange(n), side="right") % 2 == 1, size, 1.0)
+    else:
+        keep = np.exp(-1.0 / length)
+        steps = rng.normal(0.0, size * np.sqrt(1.0 - keep * keep), n)
+        level = np.exp(list(itertools.accumulate(steps, lambda x, step: keep * x + step)))
+    each = rng.exponential(size=n) if noise is None else np.exp(noise * rng.normal(size=n))
+    return np.asarray(MEAN * level * each)
+
+
+def run_correlated(name: str, seed: int) -> Floats:
+    """Return mean and p99 with holding over those without, and the mean of the central queue over the latter: (3,)."""
+    speeds, workers, load, demand = CORRELATED[name]
+    works = Works(correlated(np.random.default_rng(seed), *demand))
+    rate = load * workers * sum(speeds) / works.mean
+    servers = [Server(speed=s, workers=workers) for s in speeds]
+    world = World(
+        servers, Poisson(rate), works, seed=seed, flows=CORRELATED_FLOWS, rings=True, warmup=CORRELATED_WARMUP
+    )
+    found = [Simulation(world, ring_slots=16384).run(Adaptive(), reserve=reserve) for reserve in ("off", "learned")]
+    off, on = (np.array([x.fct.mean(), np.percentile(x.fct, 99)]) for x in found)
+    records = found[0].records
+    central = central_queue(records["arrival_ns"], records["work_ns"] * 1e-9, list(speeds), [workers] * len(speeds))
+    late = records["arrival_ns"] >= CORRELATED_WARMUP * 1e9
+    return np.append(on / off, central[late].mean() / off[0])
+
+
+def slow_minutes(pool: ProcessPoolExecutor, seeds: range) -> None:
+    """Print what holding does where times rise and fall for all servers at once."""
+    print("| demands, servers | mean, by seeds | p99 | central queue |\n|---|--:|--:|--:|")
+    for name in CORRELATED:
+        found = np.array(list(pool.map(run_correlated, [name] * len(seeds), seeds)))
+        cells = [", ".join(f"{x:.2f}" for x in found[:, column]) for column in range(3)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def run_entry(entry: Entry, seed: int) -> Floats:
     """Return mean, p99, p99.9 and the mean of the recovery's phase, without and with holding: (2, 4) seconds."""
     policies = [Policy(name="adaptive", reserve="off"), Policy(name="adaptive")]
@@ -178,11 +230,15 @@ def main() -> None:
     parser.add_argument("--classes", action="store_true", help="factors on the reserve of the SLA classes instead")
     parser.add_argument("--suite", action="store_true", help="the scenarios of vickrey eval with one balancer instead")
     parser.add_argument("--start", action="store_true", help="the first seconds after a cold start instead")
+    parser.add_argument("--correlated", action="store_true", help="times that rise and fall together instead")
     args = parser.parse_args()
     seeds = range(1, args.seeds + 1)
     with ProcessPoolExecutor() as pool:
         if args.suite:
             suite(pool, seeds)
+            return
+        if args.correlated:
+            slow_minutes(pool, seeds)
             return
         if args.start:
             start(pool, seeds, args.delay)

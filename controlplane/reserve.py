@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.autocorrelation import Autocorrelation
 from controlplane.estimator import SETTLED, Fit
 from controlplane.learner import Learner
 from controlplane.overtaking import SHARING_FROM, SHARING_UNTIL, Overtaking
@@ -49,7 +50,11 @@ FAST = 1.5
 # Factors on the reserve for gold, silver, bronze, below 1 for who is to wait longer for a fast server: gold, since it
 # is the next that gets one, and bronze, since it leaves the dearer ones to the others (docs/auction.md).
 SLA_RESERVE = (0.5, 1.0, 0.5)
-# Bid of a server that is to have no more, in times of the reserve's greatest value.
+# Beyond as many more as the root of its limit a flow goes there at so many times the queue: where that is so long,
+# the limit may be wrong, or there is more to do than the servers can, and holding gains nothing. Times what it is more
+# with times that vary, once more: behind long flows nobody should wait.
+DEEPER = 2.0
+# Bid of a server that is to have none, in times of the reserve's greatest value.
 TOO_DEAR = 1e4
 # Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late. Of one
 # worker; by the root of k less of k workers, of which one is free the sooner.
@@ -153,11 +158,11 @@ def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None
     aging = AGING * (c2 - 1.0) / (c2 + 1.0)
     growth = np.where(tried > limit, 0.0, aging * mu) if aging >= AGING_LEAST else np.zeros(n)
     ahead = np.ceil(np.maximum(beyond, 0.0) * (prefetch * capacity / (limit * mu))[:, None])
-    level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
     ahead_most = np.ceil(np.sqrt(limit)) + (mu >= FAST * capacity / limit.sum())
     deep = beyond > np.maximum(ahead_most, tried - limit)[:, None]
-    curves = np.where(deep, TOO_DEAR * CURVE_N[-1], level) / capacity
-    curves = np.maximum.accumulate(curves, axis=1).reshape(n, -1)
+    ahead = np.where(deep, np.ceil(DEEPER * prefetch[:, None] / PREFETCH * ahead), ahead)
+    level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
+    curves = np.maximum.accumulate(level / capacity, axis=1).reshape(n, -1)
     return Binding(curves, reserve, wanted, limit, np.stack([limit, growth], axis=1))
 
 
@@ -182,17 +187,23 @@ class LateBinding:
     """The learned reserve of one service that has one balancer: call `decide` with every fit."""
 
     def __init__(self) -> None:
-        self.overtaking, self.speeds = Overtaking(), Speeds()
+        self.overtaking, self.speeds, self.autocorrelation = Overtaking(), Speeds(), Autocorrelation()
         self._closed: float | None = None
         self._limit: Floats = np.zeros(0)
         self.sharing = False
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
         self._way: Floats = np.zeros(0)  # seconds there and back, the shortest connect seen; inf: none
         self._moments: Floats = np.zeros((0, 3))  # of times at the servers: count, sum, sum of squares
+        self._held = False  # flows were held since the last look
         self._seen = self._known = False  # there are records to judge by, and there were enough of them once
 
     def decide(self, o: Observation, learner: Learner, fit: Fit, failing: Floats) -> Binding | None:
         """Return bids and reserve, or None: nobody is held, bid as if there were no queue."""
+        found = self._decide(o, learner, fit, failing)
+        self._held = found is not None
+        return found
+
+    def _decide(self, o: Observation, learner: Learner, fit: Fit, failing: Floats) -> Binding | None:
         self._watch(o)
         may = o.active & (failing < 1.0)
         k = np.minimum(fit.k, np.maximum(o.maxconn, 1.0))
@@ -213,7 +224,9 @@ class LateBinding:
         tried = np.where(full, 0.0, np.minimum(np.maximum(fit.tried, limit), most))
         self._limit = limit
         unknown = self._seen and not self._known
-        if not may.any() or not (fit.full & may).any() or self.sharing or unknown:
+        if not may.any() or not (fit.full & may).any() or unknown:
+            return None
+        if self.sharing or self.autocorrelation.together:
             return None
         if self._way_share(may, fit) * np.sqrt(limit[may].mean()) > WAY_MOST:
             return None
@@ -225,7 +238,7 @@ class LateBinding:
         mu = np.maximum(1.0 - failing, 1e-3) / np.maximum(s - way, SERVICE_PART * s)
         found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation())
         n = o.n_servers
-        curves = np.full((n, len(CURVE_N)), float(found.curves.max()))
+        curves = np.full((n, len(CURVE_N)), TOO_DEAR * float(found.reserve[-1]))
         wanted, aging = np.zeros(n), np.zeros((n, 2))
         curves[may], wanted[may], aging[may] = found.curves, found.wanted, found.aging
         return Binding(curves, found.reserve, wanted, limit, aging)
@@ -262,12 +275,31 @@ class LateBinding:
         moments *= np.exp(-new[:, :1] / ALIKE_FLOWS)
         moments += new
         self.speeds.match(same)
+        self.autocorrelation.match(same)
         alone = records["found"] < (self._limit[rows] if len(self._limit) == o.n_servers else 1.0)
         self.speeds.update(rows[alone], took[alone])
+        self._compare(o.now, rows[alone], records[alone], took[alone])
         fresh = records[(records["connected_ns"] > records["dispatched_ns"]) & (records["server"] < o.n_servers)]
         if len(fresh):
             seconds = (fresh["connected_ns"] - fresh["dispatched_ns"]) * 1e-9
             np.minimum.at(way, fresh["server"].astype(np.intp), seconds)
+
+    def _compare(self, now: float, rows: NDArray[np.intp], records: NDArray[np.void], took: Floats) -> None:
+        """See whether flows that did not wait took alike."""
+        if self._moments[:, 0].sum() < ALIKE_FLOWS:
+            return
+        alike = self._variation() < ALIKE
+        if alike:
+            # Where cores are shared times have the number in flight in common, unless flows are held.
+            self.autocorrelation.retry(now)
+            if not self._held:
+                return
+        elif len(self.overtaking.proven) == len(self._ids):
+            # Limits that are too high at first let flows wait, everywhere at once: what counts is what was seen to be
+            # worked on at once.
+            sure = records["found"] < np.maximum(np.round(self.overtaking.proven[rows]), 1.0)
+            rows, records, took = rows[sure], records[sure], took[sure]
+        self.autocorrelation.update(rows, records["closed_ns"], took, self.speeds.usual(), now, alike)
 
     def _way_share(self, may: Bools, fit: Fit) -> float:
         """Return the part of a flow's time that is the way, weighted by capacity; 0 where no connect was seen."""

@@ -53,6 +53,10 @@ class Speeds:
             return 1.0
         return max(float((second / np.maximum(first / n, TIME_FLOOR) ** 2 - n).sum() / (n - 1.0).sum()), 0.0)
 
+    def usual(self) -> Floats:
+        """Return the mean of the logarithm of a flow's seconds at each server, (servers,); 0 where none was seen."""
+        return np.asarray(self._sums[:, 3] / np.maximum(self._sums[:, 0], 1e-9))
+
     def refine(self, s: Floats, samples: Floats) -> Floats:
         """Return s, seconds, without the part of its error that the logarithms show."""
         sums = self._sums

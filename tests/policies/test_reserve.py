@@ -27,6 +27,7 @@ from dataplane.simulator import (
     World,
 )
 from dataplane.simulator.references import central_queue
+from shm_layout.layout import CURVE_EXACT
 
 SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
 
@@ -129,9 +130,11 @@ def test_curves_are_finite_and_monotone_and_an_idle_server_takes_a_flow_from_a_q
     # the fastest at once.
     assert (found.curves[:, 0] <= found.reserve[-1]).all()
     assert found.curves[np.argmax(mu), 0] <= found.reserve[0]
-    beyond = found.limit + np.ceil(np.sqrt(found.limit)) + 1
-    deep = [np.interp(4 * n, CURVE_N, curve) for n, curve in zip(beyond, found.curves, strict=True)]
-    assert (np.array(deep) > found.reserve[-1]).all()
+    # Nor does a server pile up what it cannot work on: for m flows beyond its limit so many must wait that all its
+    # workers have ended half of those by the time the queue would be empty.
+    exact = found.limit < CURVE_EXACT - 10  # where the curve's points are apart they are of fewer flows
+    deep = found.curves[exact, found.limit[exact].astype(int) + 9]
+    assert (deep * (1.0 + 1e-9) >= 0.5 * 10.0 / (found.limit * mu)[exact]).all()
 
 
 def test_four_thousand_servers_are_priced_within_a_control_interval():
@@ -186,12 +189,12 @@ def _taken_from(found, server, n):
 
 def test_a_full_server_gets_the_next_flow_once_half_as_many_wait_as_leave_until_its_next_completion():
     # Rates 100, 50 and 25 a second of 400: meanwhile 4, 8 and 16 flows leave. The fast ones get a second, at twice as
-    # many; they are twice as fast as the usual worker.
+    # many, since they are twice as fast as the usual worker; every other one costs twice that.
     mu = np.array([25.0, 25, 25, 25, 50, 50, 100, 100])
     found = bind_late(380.0, mu, np.ones(8))
     assert [_taken_from(found, i, 1) for i in range(8)] == [8, 8, 8, 8, 4, 4, 2, 2]
-    assert [_taken_from(found, i, 2) for i in range(8)] == [None] * 6 + [4, 4]
-    assert [_taken_from(found, i, 3) for i in range(8)] == [None] * 8
+    assert [_taken_from(found, i, 2) for i in range(8)] == [32, 32, 32, 32, 16, 16, 4, 4]
+    assert [_taken_from(found, i, 3) for i in range(8)] == [48, 48, 48, 48, 24, 24, 12, 12]
     # c² = 3: 2^1.5 = 2.83 times as many. Below 1 it is the same, and above 4 as with 4: 3.95.
     assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=3.0), i, 1) for i in (0, 4, 6)] == [23, 12, 6]
     assert [_taken_from(bind_late(380.0, mu, np.ones(8), variation=9.0), i, 1) for i in (0, 4, 6)] == [32, 16, 8]
@@ -295,7 +298,7 @@ def test_a_server_that_is_far_off_has_more_in_flight_than_workers():
         late = [d.fitted["hold_from"] for d in policy.decided if "hold_from" in d.fitted]
         limits_seen.append(np.mean(late[len(late) // 2 :], axis=0))
     far, near = np.mean(limits_seen, axis=0)[8], np.mean(limits_seen, axis=0)[:8]
-    assert far > 1.8
+    assert far > 1.5
     assert near.max() < 1.1
 
 
