@@ -11,17 +11,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.estimator import TIME_FLOOR
 from controlplane.policy import Bools, Floats
+from controlplane.speeds import LOG_FLOOR
 
 # Pairs over which the past fades, and that are needed to judge.
 PAIRS_KEPT, PAIRS_LEAST = 1000.0, 50.0
+# A time is further from what is usual by no more than this, in logarithms: a damaged record tells nothing for long.
+OFF_MOST = 5.0
 # Flows of a server over which what it takes beside the others is averaged.
 BESIDE_FLOWS = 100.0
 # Part of the variance of a flow's logarithmic time that it has in common with the next one's, from which on times go up
 # and down together: by so many standard errors of a part that is 0. With demands that are much alike it is the second.
 # And the part below which they do not any more.
-TOGETHER_FROM, ALIKE_FROM, BEYOND_CHANCE, TOGETHER_UNTIL = 0.13, 0.6, 2.0, 0.13
+TOGETHER_FROM, ALIKE_FROM, BEYOND_CHANCE, TOGETHER_UNTIL = 0.13, 0.5, 2.0, 0.13
 # Variance in common that is nothing to mind, whatever its part: times that are all alike have noise in common. Half
 # of it ends it.
 COMMON_LEAST = 0.01
@@ -38,8 +40,9 @@ class Autocorrelation:
     others, and beside these nothing is in common any more. So means are corrected until in pairs the servers are alike,
     as players are rated by whom they met.
 
-    Times that are independent are so in the order of ending too (a Poisson process, displaced). In the order in which
-    they began they seem not to be: of those that began long ago only the long ones have not been seen before.
+    Times that are independent are so in the order of ending too where flows come at random (a Poisson process,
+    displaced). In the order in which they began they seem not to be: of those that began long ago only the long ones
+    have not been seen before. Flows that come in batches end in the order of their times, and seem to be alike.
     """
 
     def __init__(self) -> None:
@@ -47,7 +50,10 @@ class Autocorrelation:
         self._last = (-1, 0.0)  # server and deviation of the flow that ended last; -1: none
         self._beside: Floats = np.zeros(0)  # the corrections
         self.together = False
-        self._since, self._patience = 0.0, RETRY_SECONDS  # when that changed, and when to try again
+        self._since, self._patience = (
+            0.0,
+            RETRY_SECONDS,
+        )  # when found or tried again; believed for so long
 
     def match(self, same: Bools) -> None:
         """Keep the rows whose server is still there."""
@@ -89,7 +95,8 @@ class Autocorrelation:
         if len(rows) == 0:
             return
         order = np.argsort(closed, kind="stable")
-        off = np.log(np.maximum(took, TIME_FLOOR)) - usual[rows] - self._beside[rows]
+        off = np.log(np.maximum(took, LOG_FLOOR)) - usual[rows] - self._beside[rows]
+        off = np.clip(off, -OFF_MOST, OFF_MOST)
         server = np.append(self._last[0], rows[order])
         off = np.append(self._last[1], off[order])
         self._last = int(server[-1]), float(off[-1])
@@ -110,7 +117,7 @@ class Autocorrelation:
         """Begin anew some time after flows were found to take alike: longer each time that they were again."""
         passed = now - self._since
         if self.together and passed > self._patience:
-            self._pairs[:] = 0.0
+            self._pairs[:], self._last = 0.0, (-1, 0.0)
             self.together = False
             self._since, self._patience = now, min(2.0 * self._patience, RETRY_SECONDS_MOST)
         elif not self.together and passed > 4.0 * self._patience:

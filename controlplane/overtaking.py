@@ -130,7 +130,7 @@ class Overtaking:
         may = (
             (records["found"] >= np.maximum(limit[records["server"]] - 1.0, 1.0))
             & (records["dispatched_ns"] >= known_since)
-            & (records["outcome"] <= 1)
+            & (records["outcome"] == 0)  # what a server refuses it does not work on
         )
         if may.any():
             self._count(records[may], limit)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from controlplane.autocorrelation import Autocorrelation
 from controlplane.estimator import SETTLED, Fit
-from controlplane.learner import Learner
+from controlplane.learner import FAILED, Learner
 from controlplane.overtaking import SHARING_FROM, SHARING_UNTIL, Overtaking
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation, Profile
 from controlplane.speeds import Speeds
@@ -54,6 +54,8 @@ SLA_RESERVE = (0.5, 1.0, 0.5)
 # the limit may be wrong, or there is more to do than the servers can, and holding gains nothing. Times what it is more
 # with times that vary, once more: behind long flows nobody should wait.
 DEEPER = 2.0
+# Flows of a server over which it is forgotten that it refused some, with so many in flight: its backlog was full.
+REFUSED_FLOWS = 20_000.0
 # Bid of a server that is to have none, in times of the reserve's greatest value.
 TOO_DEAR = 1e4
 # Part of a flow's time at a server that the way there and back may take: with more, a held flow comes too late. Of one
@@ -127,12 +129,20 @@ def limits(k: Floats, samples: Floats) -> Floats:
     return np.maximum(np.ceil(k * (1.0 - LIMIT_SLACK) - part), 1.0)
 
 
-def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None, variation: float = 1.0) -> Binding:
+def bind_late(
+    lam: float,
+    mu: Floats,
+    limit: Floats,
+    tried: Floats | None = None,
+    variation: float = 1.0,
+    refused: Floats | None = None,
+) -> Binding:
     """Return bids that are t/C up to each server's limit, and above it so that its pipe does not run dry.
 
     limit: workers of each server. They are whole: k as it was fitted, 1.1 or 0.9, would make equal servers unequal.
     tried: flows in flight up to which a server is to be tried whose limit was not seen yet; 0 where it was.
     variation: squared coefficient of variation of the times that flows take.
+    refused: flows in flight from which on a server refuses more; inf: not known.
 
     The reserve is R(q) = (q + 1)/C, the time in which q others and the flow itself leave the queue: a bid of (t + f)/C
     with 0 < f < 1 is accepted from t waiting flows on, and f says which of several such servers is taken first.
@@ -162,6 +172,8 @@ def bind_late(lam: float, mu: Floats, limit: Floats, tried: Floats | None = None
     deep = beyond > np.maximum(ahead_most, tried - limit)[:, None]
     ahead = np.where(deep, np.ceil(DEEPER * prefetch[:, None] / PREFETCH * ahead), ahead)
     level = np.where(beyond > 0.0, np.maximum(wanted[:, None], ahead) + 0.95, level)
+    if refused is not None:
+        level = np.where(refused[:, None] <= CURVE_N, TOO_DEAR * (CURVE_N[-1] + 1.0), level)
     curves = np.maximum.accumulate(level / capacity, axis=1).reshape(n, -1)
     return Binding(curves, reserve, wanted, limit, np.stack([limit, growth], axis=1))
 
@@ -194,6 +206,7 @@ class LateBinding:
         self._ids: Ids = np.zeros(0, dtype=np.uint64)
         self._way: Floats = np.zeros(0)  # seconds there and back, the shortest connect seen; inf: none
         self._moments: Floats = np.zeros((0, 3))  # of times at the servers: count, sum, sum of squares
+        self._refused: Floats = np.zeros(0)  # flows in flight from which on it refuses more; inf: not known
         self._held = False  # flows were held since the last look
         self._seen = self._known = False  # there are records to judge by, and there were enough of them once
 
@@ -220,6 +233,9 @@ class LateBinding:
             s = np.where(full, s * fewer, s)
         most = np.maximum(o.maxconn, 1.0)
         limit = np.minimum(limits(k, fit.samples), most)
+        # What a server refuses it ends at once, as if it bore more.
+        refused = np.floor(self._refused) if len(self._refused) == len(limit) else np.full(len(limit), np.inf)
+        limit = np.minimum(limit, np.maximum(refused, 1.0))
         # Not seen full: one flow more than was tried, so that a limit that was set too low is found out.
         tried = np.where(full, 0.0, np.minimum(np.maximum(fit.tried, limit), most))
         self._limit = limit
@@ -236,7 +252,7 @@ class LateBinding:
         ways = self._way[np.isfinite(self._way)]
         way = float(np.median(ways)) if len(ways) else 0.0
         mu = np.maximum(1.0 - failing, 1e-3) / np.maximum(s - way, SERVICE_PART * s)
-        found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation())
+        found = bind_late(learner.arrival_rate, mu[may], limit[may], tried[may], self.speeds.variation(), refused[may])
         n = o.n_servers
         curves = np.full((n, len(CURVE_N)), TOO_DEAR * float(found.reserve[-1]))
         wanted, aging = np.zeros(n), np.zeros((n, 2))
@@ -269,7 +285,9 @@ class LateBinding:
         moments = np.zeros((o.n_servers, 3))
         moments[:m] = np.where(same[:m, None], self._moments[:m], 0.0)
         self._ids, self._way, self._moments = o.ids, way, moments
-        records = records[(records["server"] < o.n_servers) & (records["outcome"] == 0)]
+        records = records[records["server"] < o.n_servers]
+        self._refuse(o, same, records)
+        records = records[records["outcome"] == 0]
         rows, took = records["server"].astype(np.intp), (records["closed_ns"] - records["dispatched_ns"]) * 1e-9
         new = np.stack([np.bincount(rows, took**power, o.n_servers) for power in range(3)], axis=1)
         moments *= np.exp(-new[:, :1] / ALIKE_FLOWS)
@@ -283,6 +301,25 @@ class LateBinding:
         if len(fresh):
             seconds = (fresh["connected_ns"] - fresh["dispatched_ns"]) * 1e-9
             np.minimum.at(way, fresh["server"].astype(np.intp), seconds)
+
+    def _refuse(self, o: Observation, same: Bools, records: NDArray[np.void]) -> None:
+        """Follow from how many in flight on a server refuses flows: where some failed beyond its limit, and none ended.
+
+        It is forgotten when the server comes back, and as it ends flows.
+        """
+        refused = np.full(o.n_servers, np.inf)
+        m = min(o.n_servers, len(self._refused))
+        refused[:m] = np.where((same & o.active)[:m], self._refused[:m], np.inf)
+        self._refused = refused
+        if len(self._limit) != o.n_servers:
+            return
+        rows, found = records["server"].astype(np.intp), records["found"].astype(np.float64)
+        outcome = records["outcome"]
+        failed = (outcome >= FAILED.start) & (outcome < FAILED.stop) & (found >= self._limit[rows])
+        refused *= np.exp(np.bincount(rows, minlength=o.n_servers) / REFUSED_FLOWS)
+        np.minimum.at(refused, rows[failed], found[failed])
+        ended = (outcome == 0) & np.isfinite(refused[rows])
+        np.maximum.at(refused, rows[ended], found[ended] + 1.0)
 
     def _compare(self, now: float, rows: NDArray[np.intp], records: NDArray[np.void], took: Floats) -> None:
         """See whether flows that did not wait took alike."""

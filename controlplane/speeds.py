@@ -12,6 +12,9 @@ from controlplane.policy import Bools, Floats
 # on they tell; the part of the deviation that must be explained for them to be used.
 LOG_FLOWS, LOG_LEAST, LOG_PART = 1000.0, 256.0, 0.1
 
+# Shortest time whose logarithm is taken, seconds.
+LOG_FLOOR = 1e-9
+
 
 class Speeds:
     """A flow's time at each server where means alone are slow to tell: demands with heavy tails.
@@ -40,7 +43,7 @@ class Speeds:
     def update(self, rows: NDArray[np.intp], took: Floats) -> None:
         """Take in the times, seconds, of flows that did not wait, by server."""
         n = len(self._sums)
-        x, log = took, np.log(np.maximum(took, 1e-9))
+        x, log = took, np.log(np.maximum(took, LOG_FLOOR))
         terms = (np.ones_like(x), x, x * x, log, log * log, x * log)
         new = np.stack([np.bincount(rows, term, n) for term in terms], axis=1)
         self._sums *= np.exp(-new[:, :1] / LOG_FLOWS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from controlplane import reserve
-from controlplane.autocorrelation import PAIRS_LEAST, Autocorrelation
+from controlplane.autocorrelation import PAIRS_LEAST, RETRY_SECONDS, Autocorrelation
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import Floats
 from dataplane.simulator import Poisson, Result, Server, Simulation, Works, World
@@ -144,3 +144,55 @@ def test_limits_that_are_far_too_low_cost_little(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Autocorrelation, "update", lambda *_: None)
     world = slow_seconds(8, 4, 0.5, 200, 1)
     assert run(world, "learned").fct.mean() <= 2.0 * run(world, "off").fct.mean()
+
+
+def swing(watch: Autocorrelation, looks: int, now: float, alike: bool, noise: float = 0.1) -> float:
+    """Show times that are all long in one look and all short in the next; return when the last look was."""
+    rng = np.random.default_rng(int(now * 10))
+    for i in range(looks):
+        rows = rng.integers(0, 2, 50)
+        took = np.exp(i % 2 + rng.normal(0.0, noise, 50))
+        watch.update(rows, np.arange(50, dtype=np.uint64), took, np.zeros(2), now, alike)
+        now += 0.2
+    return now
+
+
+def test_what_is_alike_is_tried_anew_after_twice_as_long_each_time_and_soon_again_after_a_calm():
+    watch, now, waited = known(2), 0.0, []
+    for _ in range(4):
+        now = swing(watch, 10, now, alike=True)
+        assert watch.together
+        found = watch._since
+        while watch.together:
+            watch.retry(now)
+            now += 0.1
+        assert watch.share == 0.0
+        waited.append(now - found)
+    assert waited == pytest.approx([RETRY_SECONDS * 2**i for i in range(4)], abs=0.3)
+    watch.retry(now + 1000.0)
+    swing(watch, 10, now + 1000.0, alike=True)
+    watch.retry(now + 1002.0 + 1.1 * RETRY_SECONDS)
+    assert not watch.together
+
+
+def test_demands_alike_must_share_more_and_a_few_pairs_tell_nothing():
+    # Half of the variance is in common.
+    for alike in (False, True):
+        watch = known(2)
+        swing(watch, 40, 0.0, alike, noise=0.5)
+        assert 0.3 < watch.share < 0.55
+        assert watch.together == (not alike)
+    # Of independent times the share of sixty pairs is above 0.13 in a sixth of all cases: not beyond chance.
+    rng, found = np.random.default_rng(5), 0
+    for _ in range(50):
+        watch = shown(np.zeros(130), rng.normal(0.0, 1.0, 130), rng.integers(0, 2, 130))
+        found += watch.together
+    assert found <= 5
+
+
+def test_a_damaged_record_is_soon_forgotten():
+    watch = known(2)
+    swing(watch, 40, 0.0, alike=False)
+    before = watch.share
+    watch.update(np.array([0, 1]), np.array([1, 2], dtype=np.uint64), np.array([1.8e10, 1.0]), np.zeros(2), 9.0)
+    assert watch.share > 0.8 * before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import CURVE_N, Directive, Observation
-from controlplane.reserve import bind_late, classes_of, limits, thresholds
+from controlplane.reserve import LateBinding, bind_late, classes_of, limits, thresholds
 from controlplane.speeds import Speeds
 from dataplane.simulator import (
     BoundedPareto,
@@ -27,7 +28,7 @@ from dataplane.simulator import (
     World,
 )
 from dataplane.simulator.references import central_queue
-from shm_layout.layout import CURVE_EXACT
+from shm_layout.layout import CURVE_EXACT, FLOW_RECORD
 
 SPEEDS = (1, 1, 1, 1, 2, 2, 4, 4)
 
@@ -391,3 +392,42 @@ def test_shared_cores_with_heavy_tails_do_not_pass_for_queues(seed):
     run(w, policy=policy)
     held = [directive.reserve is not None for directive in policy.decided]
     assert np.mean(held) < 0.15
+
+
+@pytest.mark.parametrize(("workers", "backlog", "demand"), [(2, 3, Exponential(0.02)), (4, 4, Deterministic(0.02))])
+def test_a_server_that_refuses_flows_is_not_sent_as_many_again(workers, backlog, demand):
+    """Refused flows end at once, as if it bore more; and a long queue would send more there (DEEPER)."""
+    w = world(0.9, workers, demand, speeds=(1, 1, 2, 4))
+    w = replace(w, servers=[replace(server, backlog=backlog) for server in w.servers])
+    refused, without = run(w).totals.overflowed, run(w, "off").totals.overflowed
+    assert without > 200
+    assert refused < 0.2 * without
+
+
+def failing(rows: list[tuple[int, int, int]]) -> np.ndarray:
+    """Return flow records of (server, found, outcome)."""
+    out = np.zeros(len(rows), dtype=FLOW_RECORD)
+    for i, (server, found, outcome) in enumerate(rows):
+        out["server"][i], out["found"][i], out["outcome"][i] = server, found, outcome
+    return out
+
+
+def test_from_where_a_server_refuses_is_what_failed_beyond_its_limit_and_below_what_ended():
+    late, same = LateBinding(), np.ones(2, dtype=bool)
+    late._limit = np.array([2.0, 2.0])
+    on = SimpleNamespace(n_servers=2, active=same)
+    # One below the limit says nothing of its room; 5 and 6 do; the other server fails none.
+    late._refuse(on, same, failing([(0, 1, 1), (0, 6, 2), (0, 5, 1), (1, 9, 0)]))
+    assert np.floor(late._refused).tolist() == [5.0, np.inf]
+    # Flows that failed for a reason of their own: others ended there.
+    late._refuse(on, same, failing([(0, 7, 0), (0, 4, 0)]))
+    assert np.floor(late._refused).tolist() == [8.0, np.inf]
+    # It came back.
+    late._refuse(SimpleNamespace(n_servers=2, active=np.array([False, True])), same, failing([]))
+    assert late._refused.tolist() == [np.inf, np.inf]
+
+
+def test_no_flow_goes_where_one_would_be_refused():
+    found = bind_late(380.0, np.full(4, 100.0), np.full(4, 2.0), refused=np.array([np.inf, 4.0, 3.0, 2.0]))
+    least = [next((n for n in range(12) if _taken_from(found, i, n) is None), 12) for i in range(4)]
+    assert least == [12, 4, 3, 2]
