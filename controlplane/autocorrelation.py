@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.policy import Bools, Floats
+from controlplane.rows import kept
 from controlplane.speeds import LOG_FLOOR
 
 # Pairs over which the past fades, and that are needed to judge.
@@ -50,17 +51,12 @@ class Autocorrelation:
         self._last = (-1, 0.0)  # server and deviation of the flow that ended last; -1: none
         self._beside: Floats = np.zeros(0)  # the corrections
         self.together = False
-        self._since, self._patience = (
-            0.0,
-            RETRY_SECONDS,
-        )  # when found or tried again; believed for so long
+        self._since = 0.0  # when it was found, or tried again
+        self._patience = RETRY_SECONDS
 
     def match(self, same: Bools) -> None:
         """Keep the rows whose server is still there."""
-        beside = np.zeros(len(same))
-        m = min(len(same), len(self._beside))
-        beside[:m] = np.where(same[:m], self._beside[:m], 0.0)
-        self._beside = beside
+        self._beside = kept(self._beside, same)
         last = self._last[0]
         if not (0 <= last < len(same) and same[last]):
             self._last = (-1, 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.policy import Floats, Ids
+from controlplane.rows import kept
 
 # Chances of overtaking that tell something, and over which the past fades.
 CHANCES_LEAST, CHANCES_KEPT = 4.0, 30.0
@@ -28,6 +29,7 @@ REFUTED_FROM, REFUTED_PART = 6.0, 0.15
 # server has a shape of its own), how many are needed, and its quantiles. Where it lets less than the last of the
 # exponential part be the first, it tells nothing.
 SHAPE_RECORDS, SHAPE_NEAR, SHAPE_FLOWS, SHAPE_POINTS, SHAPE_PART = 2000, 16, 64, 128, 0.3
+# Times that add up to less, seconds, are no shape.
 TIME_LEAST = 1e-9
 # Records kept to look back at, looked at in an interval, and the part of the closed flows that must have one.
 RECORDS_KEPT, CANDIDATES, RECORDS_WHOLE = 20_000, 128, 0.97
@@ -147,17 +149,13 @@ class Overtaking:
         same = np.zeros(len(ids), dtype=bool)
         m = min(len(ids), len(self._ids))
         same[:m] = ids[:m] == self._ids[:m]
-        for name in ("_chances", "_taken", "_raised", "proven"):
-            row = np.zeros(len(ids))
-            row[:m] = np.where(same[:m], getattr(self, name)[:m], 0.0)
-            setattr(self, name, row)
-        most_before, self.most = self.most, np.full(len(ids), np.inf)
-        self.most[:m] = np.where(same[:m], most_before[:m], np.inf)
-        proofs, since = np.zeros((len(ids), 3, 2)), np.zeros((len(ids), 2))
-        proofs[:m] = np.where((same[:m] & (limit[:m] == self._limit[:m]))[:, None, None], self._proofs[:m], 0.0)
-        since[:m] = np.where(same[:m, None], self._since[:m], 0.0)
-        self._since = since
-        self._proofs, self._limit, self._ids = proofs, limit, ids
+        for name in ("_chances", "_taken", "_raised", "_since", "proven"):
+            setattr(self, name, kept(getattr(self, name), same))
+        self.most = kept(self.most, same, np.inf)
+        unchanged = same.copy()
+        unchanged[:m] &= limit[:m] == self._limit[:m]
+        self._proofs = kept(self._proofs, unchanged)
+        self._limit, self._ids = limit, ids
         server = self._past[2]
         if not same.all() or (server >= len(ids)).any():
             self._past = self._past[:, (server < len(ids)) & same[np.minimum(server, len(ids) - 1)]]

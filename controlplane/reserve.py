@@ -28,6 +28,7 @@ from controlplane.estimator import SETTLED, Fit
 from controlplane.learner import FAILED, Learner
 from controlplane.overtaking import SHARING_FROM, SHARING_UNTIL, Overtaking
 from controlplane.policy import CURVE_N, Bools, Floats, Ids, Observation, Profile
+from controlplane.rows import kept
 from controlplane.speeds import Speeds
 from shm_layout.layout import CURVE_EXACT
 
@@ -207,16 +208,10 @@ class LateBinding:
         self._way: Floats = np.zeros(0)  # seconds there and back, the shortest connect seen; inf: none
         self._moments: Floats = np.zeros((0, 3))  # of times at the servers: count, sum, sum of squares
         self._refused: Floats = np.zeros(0)  # flows in flight from which on it refuses more; inf: not known
-        self._held = False  # flows were held since the last look
         self._seen = self._known = False  # there are records to judge by, and there were enough of them once
 
     def decide(self, o: Observation, learner: Learner, fit: Fit, failing: Floats) -> Binding | None:
         """Return bids and reserve, or None: nobody is held, bid as if there were no queue."""
-        found = self._decide(o, learner, fit, failing)
-        self._held = found is not None
-        return found
-
-    def _decide(self, o: Observation, learner: Learner, fit: Fit, failing: Floats) -> Binding | None:
         self._watch(o)
         may = o.active & (failing < 1.0)
         k = np.minimum(fit.k, np.maximum(o.maxconn, 1.0))
@@ -280,12 +275,11 @@ class LateBinding:
         same = np.zeros(o.n_servers, dtype=bool)
         m = min(o.n_servers, len(self._ids))
         same[:m] = self._ids[:m] == o.ids[:m]
-        way = np.full(o.n_servers, np.inf)
-        way[:m] = np.where(same[:m], self._way[:m], np.inf)
-        moments = np.zeros((o.n_servers, 3))
-        moments[:m] = np.where(same[:m, None], self._moments[:m], 0.0)
-        self._ids, self._way, self._moments = o.ids, way, moments
+        self._ids = o.ids
+        self._way = way = kept(self._way, same, np.inf)
+        self._moments = moments = kept(self._moments, same)
         records = records[records["server"] < o.n_servers]
+        records = records[records["server_id"] == o.ids[records["server"]]]
         self._refuse(o, same, records)
         records = records[records["outcome"] == 0]
         rows, took = records["server"].astype(np.intp), (records["closed_ns"] - records["dispatched_ns"]) * 1e-9
@@ -297,7 +291,7 @@ class LateBinding:
         alone = records["found"] < (self._limit[rows] if len(self._limit) == o.n_servers else 1.0)
         self.speeds.update(rows[alone], took[alone])
         self._compare(o.now, rows[alone], records[alone], took[alone])
-        fresh = records[(records["connected_ns"] > records["dispatched_ns"]) & (records["server"] < o.n_servers)]
+        fresh = records[records["connected_ns"] > records["dispatched_ns"]]
         if len(fresh):
             seconds = (fresh["connected_ns"] - fresh["dispatched_ns"]) * 1e-9
             np.minimum.at(way, fresh["server"].astype(np.intp), seconds)
@@ -307,10 +301,7 @@ class LateBinding:
 
         It is forgotten when the server comes back, and as it ends flows.
         """
-        refused = np.full(o.n_servers, np.inf)
-        m = min(o.n_servers, len(self._refused))
-        refused[:m] = np.where((same & o.active)[:m], self._refused[:m], np.inf)
-        self._refused = refused
+        self._refused = refused = kept(self._refused, same & o.active, np.inf)
         if len(self._limit) != o.n_servers:
             return
         rows, found = records["server"].astype(np.intp), records["found"].astype(np.float64)
@@ -327,10 +318,8 @@ class LateBinding:
             return
         alike = self._variation() < ALIKE
         if alike:
-            # Where cores are shared times have the number in flight in common, unless flows are held.
+            # Where cores are shared times have the number in flight in common, unless flows are held: try that.
             self.autocorrelation.retry(now)
-            if not self._held:
-                return
         elif len(self.overtaking.proven) == len(self._ids):
             # Limits that are too high at first let flows wait, everywhere at once: what counts is what was seen to be
             # worked on at once.

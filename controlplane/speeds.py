@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from controlplane.estimator import TIME_FLOOR, shrink
 from controlplane.policy import Bools, Floats
+from controlplane.rows import kept
 
 # Flows of a server over which the moments of its times and their logarithms are taken, and the flows of all from which
 # on they tell; the part of the deviation that must be explained for them to be used.
@@ -35,10 +36,7 @@ class Speeds:
 
     def match(self, same: Bools) -> None:
         """Keep the rows whose server is still there."""
-        sums = np.zeros((len(same), 6))
-        m = min(len(same), len(self._sums))
-        sums[:m] = np.where(same[:m, None], self._sums[:m], 0.0)
-        self._sums = sums
+        self._sums = kept(self._sums, same)
 
     def update(self, rows: NDArray[np.intp], took: Floats) -> None:
         """Take in the times, seconds, of flows that did not wait, by server."""

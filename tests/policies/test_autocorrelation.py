@@ -8,8 +8,8 @@ import pytest
 from controlplane import reserve
 from controlplane.autocorrelation import PAIRS_LEAST, RETRY_SECONDS, Autocorrelation
 from controlplane.policies.adaptive import Adaptive
-from controlplane.policy import Floats
-from dataplane.simulator import Poisson, Result, Server, Simulation, Works, World
+from controlplane.policy import Directive, Floats, Observation
+from dataplane.simulator import BoundedPareto, Poisson, Result, Server, Simulation, Works, World
 
 
 def known(servers: int) -> Autocorrelation:
@@ -196,3 +196,20 @@ def test_a_damaged_record_is_soon_forgotten():
     before = watch.share
     watch.update(np.array([0, 1]), np.array([1, 2], dtype=np.uint64), np.array([1.8e10, 1.0]), np.zeros(2), 9.0)
     assert watch.share > 0.8 * before
+
+
+def test_flows_that_wait_at_servers_whose_limits_are_not_known_yet_do_not_pass_for_a_slow_minute():
+    seen = []
+
+    class Watched(Adaptive):
+        def __deepcopy__(self, memo: object) -> Watched:
+            return self
+
+        def decide(self, observation: Observation) -> Directive:
+            seen.append(self.late.autocorrelation.together)
+            return super().decide(observation)
+
+    fleet = [Server(speed=s, workers=k, delay=1e-4) for s, k in ((1, 8), (1, 8), (2, 2), (2, 2), (4, 1), (4, 1))]
+    world = World(fleet, Poisson(0.95 * 32 / 0.04), BoundedPareto(0.04, ratio=100.0), seed=1, flows=8000, rings=True)
+    Simulation(world, ring_slots=16384).run(Watched(), reserve="learned")
+    assert np.mean(seen) < 0.1
