@@ -9,7 +9,8 @@ exponential or bounded Pareto (shape 1.5, largest 100 times the smallest). Each 
 `vickrey compare` runs it (testbed/compare): freshly started balancers, told nothing but what their names say, the same
 arrivals and demands in each round, and as the yardstick a central queue simulated on the same arrivals; beside it one
 that is as far from the servers as a balancer is, whose workers wait for the way of an answer and of the next request.
-Figures are geometric means over rounds, and ratios those of the ratios of one round each.
+Figures are geometric means over rounds, and ratios those of the ratios of one round each; their 95 % interval is
+Student's t from three rounds on. Ctrl-C ends it with the figures of the rounds that had ended.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
             invalid.append(str(error))
     found = runner.found
     if found.interrupted:
-        raise KeyboardInterrupt
+        if not found.runs:
+            raise KeyboardInterrupt
+        invalid.append("interrupted: what had ended before counts")
     outcome = document(wanted.title, found)
     invalid += [f"{run.variant}: {what}" for run in found.runs for what in run.invalid]
     invalid += [f"{run.variant}: CPU {run.busy:.0%} busy" for run in found.runs if run.busy > machine.BUSY_LIMIT]
@@ -94,11 +97,13 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
     over_path = references(found, OVER_PATH)
     for one in [*(one for one in outcome["references"] if one["name"] in YARDSTICKS), *outcome["balancers"]]:
         is_reference = one["name"] in YARDSTICKS
+        to_central = one["to_central"].get("mean", {})
         runs = [] if is_reference else usable(found, one["name"])
         to_path = paired(references(found, one["name"]) if is_reference else runs, over_path) if over_path else {}
         rows[one["name"]] = {
             **{f"{figure}_ms": one[figure] for figure in FIGURES},
             **{f"{figure}_ratio": one["to_central"].get(figure, {}).get("ratio") for figure in FIGURES},
+            "mean_interval": [to_central.get("low"), to_central.get("high")],
             "over_path_ratio": to_path["mean"].as_dict()["ratio"] if to_path else None,
             "unanswered": one["unanswered"],
             "errors": one["errors"],
@@ -115,6 +120,7 @@ def measure(args: argparse.Namespace, workers: int, shape: str, load: float) -> 
         "balancers": rows,
         "verdict": outcome["verdict"],
         "invalid": invalid,
+        "interrupted": found.interrupted,
         "not_measured": {**found.absent, **found.failed},
     }
 
@@ -136,14 +142,16 @@ def table(point: dict[str, Any]) -> str:
         f"{point['title']}; FCT ms (ratio to the central queue); direct path {point['direct_overhead_ms'] or 0:.2f} ms",
         f"{'':<42}"
         + "".join(f"{figure:>17}" for figure in FIGURES)
-        + f"{'mean, over path':>17}{'unanswered':>12}{'errors':>8}",
+        + f"{'mean, 95 %':>17}{'mean, over path':>17}{'unanswered':>12}{'errors':>8}",
     ]
     for name, row in point["balancers"].items():
         cells = (f"{row[f'{figure}_ms']:.1f} ({row[f'{figure}_ratio'] or 0:.2f})" for figure in FIGURES)
+        low, high = row["mean_interval"]
+        interval = f"{low:.3f} … {high:.3f}" if low and high else "-"
         lines.append(
             f"{name:<42}"
             + "".join(f"{cell:>17}" for cell in cells)
-            + f"{row['over_path_ratio'] or 0:>17.2f}{row['unanswered']:>12}{row['errors']:>8}"
+            + f"{interval:>17}{row['over_path_ratio'] or 0:>17.2f}{row['unanswered']:>12}{row['errors']:>8}"
         )
     lines += [f"INVALID  {what}" for what in point["invalid"]]
     return "\n".join(lines)
@@ -151,6 +159,8 @@ def table(point: dict[str, Any]) -> str:
 
 def verdict(points: list[dict[str, Any]]) -> list[str]:
     """Against the aims: below every other balancer that was told as little, and within 10 % of the central queue."""
+    if any(point["interrupted"] for point in points):
+        return ["interrupted: no verdict"]
     if not any(OURS in point["balancers"] for point in points):
         return [f"{OURS} was not measured: no verdict"]
     missed, told_ones = [], []
@@ -206,6 +216,8 @@ def main() -> int:
     for workers, shape, load in grid:
         points.append(measure(args, workers, shape, load))
         progress(table(points[-1]))
+        if points[-1]["interrupted"]:
+            break
     missing = {name: why for point in points for name, why in point["not_measured"].items()}
     if args.json:
         result = {
