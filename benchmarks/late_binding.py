@@ -7,6 +7,7 @@
     python benchmarks/late_binding.py --suite --seeds 3   # the scenarios of vickrey eval: with holding over without
     python benchmarks/late_binding.py --start             # the first seconds, also with servers of unequal workers
     python benchmarks/late_binding.py --correlated        # times that rise and fall for all servers at once
+    python benchmarks/late_binding.py --way               # how long the queue for a flow beyond the limit, by the way
 
 Eight servers of speeds 1, 1, 1, 1, 2, 2, 4, 4. Columns are mean / p99 FCT in milliseconds, then the mean with the
 reserve over that of the central queue and over that without, by paired seeds, with 95 % confidence intervals.
@@ -26,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from controlplane import reserve
 from controlplane.evaluation.suite import DEFAULT, Entry, load
 from controlplane.policies.adaptive import Adaptive
 from controlplane.policy import Directive, Floats, Observation
@@ -53,6 +55,8 @@ CORRELATED = {  # speeds, workers of each, load, demands: kind, length in flows,
     "AR(1) σ 0.6, 2000 flows, four of 4, exponential": ((1, 1, 2, 2), 4, 0.6, ("ar", 2000, 0.6, None)),
 }
 CORRELATED_FLOWS, CORRELATED_WARMUP = 16_000, 2.0
+WAYS = (0.0, 0.00005, 0.0001, 0.0002, 0.0004)  # seconds each way
+AHEAD = (0.25, 0.5, 0.75, 1.0)  # values of reserve.PREFETCH
 FACTORS = ((1.0, 1.0, 1.0), (1.5, 1.0, 1.0), (0.7, 1.0, 1.0), (1.0, 1.0, 0.7), (0.7, 1.0, 0.7), (0.5, 1.0, 0.5))
 
 
@@ -92,8 +96,8 @@ class WithFactors(Adaptive):
 def run(case: Case, seed: int) -> Floats:
     """Return mean and p99 of central queue, without a reserve, and with it: (3, 2) milliseconds."""
     world, found = case.world(seed), []
-    for reserve in ("off", "learned"):
-        result = Simulation(world, ring_slots=16384).run(Adaptive(), reserve=reserve)
+    for held in ("off", "learned"):
+        result = Simulation(world, ring_slots=16384).run(Adaptive(), reserve=held)
         found.append(result.fct)
     records = result.records
     works = records["work_ns"] * 1e-9
@@ -167,7 +171,7 @@ def run_correlated(name: str, seed: int) -> Floats:
     world = World(
         servers, Poisson(rate), works, seed=seed, flows=CORRELATED_FLOWS, rings=True, warmup=CORRELATED_WARMUP
     )
-    found = [Simulation(world, ring_slots=16384).run(Adaptive(), reserve=reserve) for reserve in ("off", "learned")]
+    found = [Simulation(world, ring_slots=16384).run(Adaptive(), reserve=held) for held in ("off", "learned")]
     off, on = (np.array([x.fct.mean(), np.percentile(x.fct, 99)]) for x in found)
     records = found[0].records
     central = central_queue(records["arrival_ns"], records["work_ns"] * 1e-9, list(speeds), [workers] * len(speeds))
@@ -182,6 +186,40 @@ def slow_minutes(pool: ProcessPoolExecutor, seeds: range) -> None:
         found = np.array(list(pool.map(run_correlated, [name] * len(seeds), seeds)))
         cells = [", ".join(f"{x:.2f}" for x in found[:, column]) for column in range(3)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def run_way(delay: float, ahead: float, flows: int, seed: int) -> float:
+    """Return the logarithm of the mean over that of the central queue: one worker a server, exponential, load 0.95."""
+    reserve.PREFETCH = ahead
+    rate = 0.95 * sum(SPEEDS) / START_MEAN
+    world = World(
+        [Server(speed=s, delay=delay) for s in SPEEDS],
+        Poisson(rate),
+        Exponential(START_MEAN),
+        seed=seed,
+        flows=flows,
+        warmup=0.2 * flows / rate,
+        rings=True,
+    )
+    result = Simulation(world, ring_slots=16384).run(Adaptive(), reserve="learned")
+    records = result.records
+    central = central_queue(records["arrival_ns"], records["work_ns"] * 1e-9, list(SPEEDS), [1] * len(SPEEDS))
+    late = central[len(records) - len(result.fct) :] + 2 * delay
+    return float(np.log(result.fct.mean() / late.mean()))
+
+
+def way(pool: ProcessPoolExecutor, seeds: range, flows: int) -> None:
+    """Print what the way costs, and what a longer or shorter queue for a flow beyond the limit changes."""
+    print("| ms each way | " + " | ".join(f"{ahead:g}" for ahead in AHEAD) + " |\n|---|" + "--:|" * len(AHEAD))
+    for delay in WAYS:
+        runs = list(itertools.product(AHEAD, seeds))
+        logs = list(pool.map(run_way, *zip(*[(delay, ahead, flows, seed) for ahead, seed in runs], strict=True)))
+        found = np.array(logs).reshape(len(AHEAD), len(seeds))
+        usual = found[AHEAD.index(0.5)]
+        half = 2.0 * (found - usual).std(axis=1, ddof=1) / np.sqrt(len(seeds))
+        half = np.where(half > 0.0, half, 2.0 * usual.std(ddof=1) / np.sqrt(len(seeds)))
+        cells = [f"{np.exp(m):.3f} ±{h:.3f}" for m, h in zip(found.mean(axis=1), half, strict=True)]
+        print(f"| {delay * 1e3:g} | {' | '.join(cells)} |", flush=True)
 
 
 def run_entry(entry: Entry, seed: int) -> Floats:
@@ -231,6 +269,7 @@ def main() -> None:
     parser.add_argument("--suite", action="store_true", help="the scenarios of vickrey eval with one balancer instead")
     parser.add_argument("--start", action="store_true", help="the first seconds after a cold start instead")
     parser.add_argument("--correlated", action="store_true", help="times that rise and fall together instead")
+    parser.add_argument("--way", action="store_true", help="queues for a flow beyond the limit, by the way, instead")
     args = parser.parse_args()
     seeds = range(1, args.seeds + 1)
     with ProcessPoolExecutor() as pool:
@@ -239,6 +278,9 @@ def main() -> None:
             return
         if args.correlated:
             slow_minutes(pool, seeds)
+            return
+        if args.way:
+            way(pool, seeds, args.flows)
             return
         if args.start:
             start(pool, seeds, args.delay)
