@@ -199,7 +199,7 @@ def main() -> int:
         "--quiet",
         type=float,
         metavar="MINUTES",
-        help="begin each run only when the machine's host leaves it in peace; give up after so long",
+        help="begin each run only when host and other processes leave the machine in peace; give up after so long",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one round of 8 s at 70 and 85 %%, one worker, exponential"

@@ -59,13 +59,28 @@ def waking_late(signals: Deferred, seconds: float = _LOOK_S) -> float:
     return sorted(late)[len(late) * 99 // 100]
 
 
+def disturbance(signals: Deferred) -> str:
+    """What would be measured with a run that began now; empty on a machine that is quiet.
+
+    Both are asked: a sleeper wakes in time beside processes that compute, and those that are run do not.
+    """
+    watched = Machine()
+    late = waking_late(signals)
+    _, others = watched.stop()
+    if others > OTHERS_LIMIT:
+        return f"others use {others:.0%} of the CPU (limit {OTHERS_LIMIT:.0%})"
+    if late > QUIET_LATE_S:
+        return f"a sleeper wakes {late * 1e3:.1f} ms late (p99; limit {QUIET_LATE_S * 1e3:g})"
+    return ""
+
+
 def await_quiet(signals: Deferred, say: Callable[[str], None], longest_s: float) -> None:
-    """Return as soon as a sleeper wakes in time here; TimeoutError when it has not for so long."""
+    """Return as soon as nothing disturbs here; TimeoutError when something did for so long."""
     until = time.monotonic() + longest_s
-    while (late := waking_late(signals)) > QUIET_LATE_S:
+    while what := disturbance(signals):
         if time.monotonic() > until:
             raise TimeoutError(f"the machine was not quiet for {longest_s:g} s: given up")
-        say(f"not quiet: a sleeper wakes {late * 1e3:.1f} ms late (p99; limit {QUIET_LATE_S * 1e3:g})")
+        say(f"not quiet: {what}")
         if signals.wait(_REST_S):
             raise KeyboardInterrupt
 

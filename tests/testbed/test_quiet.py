@@ -29,6 +29,7 @@ def late_ms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     looks: list[float] = []
     monkeypatch.setattr(machine, "waking_late", lambda _: looks.pop(0) / 1e3)
     monkeypatch.setattr(machine, "_REST_S", 0.0)
+    monkeypatch.setattr(machine.Machine, "stop", lambda _: (0.0, 0.0))
     return looks
 
 
@@ -38,6 +39,15 @@ def test_it_looks_again_until_a_sleeper_wakes_in_time(late_ms: list[float]):
     machine.await_quiet(Deferred(), told.append, 60)
     assert late_ms == [5]
     assert [text.split(" late")[0] for text in told] == [f"not quiet: a sleeper wakes {late} ms" for late in (5.0, 0.3)]
+
+
+def test_it_looks_again_until_others_leave_the_cpu(late_ms: list[float], monkeypatch: pytest.MonkeyPatch):
+    late_ms += [0, 0]
+    others = [0.8, 0.02]
+    monkeypatch.setattr(machine.Machine, "stop", lambda _: (1.0, others.pop(0)))
+    told: list[str] = []
+    machine.await_quiet(Deferred(), told.append, 60)
+    assert told == ["not quiet: others use 80% of the CPU (limit 10%)"]
 
 
 def test_it_gives_up_on_a_machine_that_is_never_quiet(late_ms: list[float]):
